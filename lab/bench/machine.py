@@ -1,0 +1,41 @@
+"""Where and when a benchmark ran: without it its numbers say nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+
+
+def describe() -> str:
+    """CPU model, cores, memory, kernel, Python, load and date, one line each."""
+    load = os.getloadavg()[0]
+    return "\n".join(
+        [
+            f"machine  {_cpu()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB",
+            f"kernel   {platform.release()}, Python {platform.python_version()}",
+            f"date     {time.strftime('%Y-%m-%d %H:%M %Z')}, load before the run {load:.2f}",
+        ]
+    )
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model"):
+            return value.strip()
+    return platform.machine()
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process (proc(5), VmRSS)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "VmRSS":
+            return int(value.split()[0]) * 1024
+    raise ProcessLookupError(f"pid {pid} has no memory any more")

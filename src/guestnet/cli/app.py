@@ -1,0 +1,69 @@
+"""The commands put together, and what becomes of errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import GuestnetError
+from . import execute, guests, lifecycle, machine, networks, policies
+from .context import Context, of
+
+app = typer.Typer(
+    name="guestnet",
+    help="Networks for microVM guests that nobody trusts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _room in (lifecycle, guests, machine, execute):
+    _room.register(app)
+app.add_typer(networks.app, name="network")
+app.add_typer(policies.app, name="policy")
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    state_dir: Annotated[
+        str | None,
+        typer.Option(help="Where leases are kept.  [GUESTNET_STATE_DIR, /var/lib/guestnet]"),
+    ] = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option(help="Where the socket is.  [GUESTNET_RUN_DIR, /run/guestnet]"),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="Settings file.  [GUESTNET_CONFIG, /etc/guestnet/guestnet.toml]"),
+    ] = None,
+) -> None:
+    context = of(ctx)
+    context.state_dir, context.run_dir, context.config = state_dir, run_dir, config
+
+
+def main() -> None:
+    """Run the command line; ends the process with a status of docs/cli.md."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A guest's id may hold what the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
+    context = Context()
+    try:
+        app(obj=context)
+    except GuestnetError as error:
+        _tell(error, context.json)
+        sys.exit(error.exit_code)
+
+
+def _tell(error: GuestnetError, as_json: bool) -> None:
+    if as_json:
+        document = {"code": error.code, "message": str(error), **vars(error)}
+        print(json.dumps(document, default=str), file=sys.stderr)
+    else:
+        print(f"guestnet: {error}", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""What every command starts from: the global options, and how to print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+import typer
+
+from ..client import Api
+from ..settings import Settings
+
+
+@dataclass
+class Context:
+    """The global options of one run of the command line."""
+
+    state_dir: str | None = None
+    run_dir: str | None = None
+    config: str | None = None
+    #: `--json` was given.
+    json: bool = False
+
+    def settings(self, *, site: str | None = None, socket_group: str | None = None) -> Settings:
+        """The settings; the global options and these come before everything else."""
+        return Settings.load(
+            state_dir=self.state_dir,
+            run_dir=self.run_dir,
+            config=self.config,
+            site=site,
+            socket_group=socket_group,
+        )
+
+    @cached_property
+    def api(self) -> Api:
+        """The daemon's API."""
+        return Api(self.settings().socket)
+
+
+def of(ctx: typer.Context) -> Context:
+    """The `Context` of typer's."""
+    found: Any = ctx.find_object(Context)
+    assert isinstance(found, Context)
+    return found
+
+
+def _remember(ctx: typer.Context, value: bool) -> bool:
+    of(ctx).json = value
+    return value
+
+
+#: A parameter of every command that prints. `Context.json` has it too, for errors.
+Json = Annotated[bool, typer.Option("--json", callback=_remember, help="Print JSON, for programs.")]

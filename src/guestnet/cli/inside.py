@@ -1,0 +1,127 @@
+"""Entering a namespace guest: its network, and files of /etc that fit it.
+
+This process gets a mount namespace of its own first, so nobody else sees the files, and nothing is
+left of them when it ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from ..errors import HostError
+from ..kernel.netns import CLONE_NEWNET, CLONE_NEWNS, open_netns, setns, unshare
+
+# linux/mount.h
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC = 2, 4, 8, 4096, 16384
+_MS_SLAVE = 1 << 19
+_MNT_DETACH = 2
+
+#: Resolvers that the C library asks (MAXNS in resolv.h).
+_RESOLVERS_MAX = 3
+_HOSTNAME = re.compile(
+    r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.I
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
+    """Move this process into a guest's network; returns remarks for its owner.
+
+    `attachment` is the API's document. `scratch` is a directory that exists: only for this process,
+    and only for a moment, the files are made there.
+    """
+    netns = open_netns(attachment["netns"])
+    try:
+        unshare(CLONE_NEWNS)
+        # Slave: mounts of the machine still come in, ours do not get out.
+        _mount(None, "/", None, _MS_SLAVE | _MS_REC)
+        remarks = _lay_files(attachment, scratch)
+        setns(netns, CLONE_NEWNET, attachment["netns"])
+    finally:
+        os.close(netns)
+    with contextlib.suppress(HostError):
+        # /sys shows the network namespace it was mounted in. Where a container forbids mounting
+        # it, the command sees the names of the host's devices, and cannot use them.
+        _mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    return remarks
+
+
+def _lay_files(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
+    """Lay the guest's files over this machine's."""
+    files = {
+        Path("/etc/resolv.conf"): resolv_conf(attachment),
+        Path("/etc/hosts"): hosts(attachment, socket.gethostname()),
+    }
+    remarks = []
+    with contextlib.ExitStack() as stack:
+        # Opened before anything is laid over: a link may lead below the scratch directory.
+        targets = {path: stack.enter_context(_opened(path)) for path in files}
+        _mount("tmpfs", str(scratch), "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        stack.callback(_unmount, str(scratch))
+        for path, text in files.items():
+            if (target := targets[path]) is None:
+                remarks.append(f"this machine has no {path}, so the command has none either")
+                continue
+            (scratch / path.name).write_text(text)
+            (scratch / path.name).chmod(0o644)
+            try:
+                # The descriptor, not the path: a link must be covered where it leads to.
+                _mount(str(scratch / path.name), f"/proc/self/fd/{target}", None, _MS_BIND)
+            except HostError as error:
+                remarks.append(f"the command has this machine's {path}: {error}")
+    return remarks
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A descriptor of the file, or of the link that leads nowhere; None where there is neither."""
+    fd = None
+    for flags in (os.O_PATH, os.O_PATH | os.O_NOFOLLOW):
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, flags | os.O_CLOEXEC)
+            break
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def resolv_conf(attachment: Mapping[str, Any]) -> str:
+    """The guest's resolv.conf: those of its resolvers that it has a family for."""
+    versions = {version for version in (4, 6) if attachment[f"ipv{version}"]}
+    servers = [text for text in attachment["dns"] if ip_address(text).version in versions]
+    lines = [f"nameserver {server}" for server in servers[:_RESOLVERS_MAX]]
+    return "\n".join(["# by guestnet, for this command alone", *lines, ""])
+
+
+def hosts(attachment: Mapping[str, Any], hostname: str) -> str:
+    """The guest's hosts file: itself, by its id where that is a name, and by this machine's."""
+    candidates = (attachment["guest"], hostname)
+    names = [name for name in dict.fromkeys(candidates) if _HOSTNAME.fullmatch(name)]
+    names = [name for name in names if name != "localhost"]
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    for family in ("ipv4", "ipv6"):
+        if attachment[family] and names:
+            lines.append(" ".join([attachment[family].partition("/")[0], *names]))
+    return "\n".join([*lines, ""])
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
+    arguments = [text.encode() if text is not None else None for text in (source, target, kind)]
+    if _libc.mount(*arguments, ctypes.c_ulong(flags), None) != 0:
+        raise HostError("mount", target, ctypes.get_errno())
+
+
+def _unmount(target: str) -> None:
+    if _libc.umount2(os.fsencode(target), _MNT_DETACH) != 0:
+        raise HostError("umount2", target, ctypes.get_errno())

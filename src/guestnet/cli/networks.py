@@ -1,0 +1,137 @@
+"""`network create|ls|show|rm`."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Annotated, Any
+
+import typer
+
+from ..client import network_path
+from . import output
+from .context import Json, of
+from .values import policy_text, several
+
+app = typer.Typer(help="Pools of guests' addresses.", no_args_is_help=True, rich_markup_mode=None)
+
+_DNS = "Resolvers told to the guests, repeated or with commas; `none` for none."
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    name: Name,
+    topology: Annotated[str | None, typer.Option(help="routed or bridge.")] = None,
+    ipv4: Annotated[str | None, typer.Option(help="Pool as CIDR, or none.")] = None,
+    ipv6: Annotated[str | None, typer.Option(help="Pool as CIDR, or none.")] = None,
+    mtu: Annotated[int | None, typer.Option(help="Bytes; by default the egress's.")] = None,
+    egress: Annotated[
+        list[str] | None, typer.Option(help="Interface to leave by, repeated or with commas.")
+    ] = None,
+    dns: Annotated[list[str] | None, typer.Option(help=_DNS)] = None,
+    policy: Annotated[str | None, typer.Option(help="Of guests that bring none.")] = None,
+    policy_file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
+    isolate: Annotated[
+        bool | None, typer.Option(help="Whether guests of a bridge are kept apart.")
+    ] = None,
+    bridge: Annotated[str | None, typer.Option(help="Name of the bridge.")] = None,
+    gateway: Annotated[str | None, typer.Option(help="The host's address on the bridge.")] = None,
+    rest: Annotated[
+        float | None, typer.Option(help="Seconds an address rests when it is released.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Create a network. One that exists with the same settings is left as it is."""
+    document: dict[str, Any] = {
+        "name": name,
+        "topology": topology,
+        "mtu": mtu,
+        "egress": several(egress),
+        "policy": policy_text(policy, policy_file),
+        "isolate": isolate,
+        "bridge": bridge,
+        "gateway": gateway,
+        "rest_s": rest,
+    }
+    document = {key: value for key, value in document.items() if value is not None}
+    for family, pool in (("ipv4", ipv4), ("ipv6", ipv6)):
+        if pool is not None:
+            # Null says: without this family. An absent key says: the default pool.
+            document[family] = None if pool == "none" else pool
+    if dns is not None:
+        document["dns"] = [] if dns == ["none"] else several(dns)
+    _print(of(ctx).api.post("/v1/networks", document), json)
+
+
+@app.command()
+def ls(ctx: typer.Context, json: Json = False) -> None:
+    """List the networks."""
+    found = of(ctx).api.get("/v1/networks")
+    if json:
+        output.as_json(found)
+        return
+    headers = ("NETWORK", "TOPOLOGY", "IPV4", "IPV6", "MTU", "EGRESS", "GUESTS", "CAPACITY")
+    rows = [
+        (
+            *(each["spec"][key] for key in ("name", "topology", "ipv4", "ipv6", "mtu")),
+            each["egress"],
+            each["attached"],
+            each["capacity"],
+        )
+        for each in found
+    ]
+    output.table(headers, rows)
+
+
+@app.command()
+def show(ctx: typer.Context, name: Name, json: Json = False) -> None:
+    """Show a network, and which parts of its pools are left out because the host uses them."""
+    _print(of(ctx).api.get(network_path(name)), json)
+
+
+@app.command()
+def rm(ctx: typer.Context, name: Name, json: Json = False) -> None:
+    """Remove a network that has no guests."""
+    of(ctx).api.delete(network_path(name))
+    if json:
+        output.as_json({"removed": name})
+    else:
+        output.say(f"network {output.shown(name)} is removed")
+
+
+def _print(info: dict[str, Any], json: bool) -> None:
+    if json:
+        output.as_json(info)
+        return
+    spec = info["spec"]
+    shown = {
+        "network": spec["name"],
+        "topology": spec["topology"],
+        "ipv4": spec["ipv4"],
+        "ipv6": spec["ipv6"],
+        "mtu": spec["mtu"],
+        "egress": f"{output.shown(spec['egress'])} ({output.shown(info['egress'])})",
+        "dns": spec["dns"],
+        "policy": spec["policy"] or "none",
+    }
+    if spec["topology"] == "bridge":
+        shown |= {
+            "bridge": spec["bridge"],
+            "gateway": spec["gateway"] or _first_address(spec["ipv4"]),
+            "isolate": spec["isolate"],
+        }
+    shown |= {
+        "rest": f"{spec['rest_s']:g} s",
+        "guests": f"{info['attached']} of {info['capacity']}",
+        "resting": info["resting"],
+    }
+    output.fields(shown)
+    if info["skipped"]:
+        output.say("\nleft out of the pools:")
+        output.table(("POOL", "REASON"), [(s["pool"], s["reason"]) for s in info["skipped"]])
+
+
+def _first_address(pool: str | None) -> str | None:
+    """Where a bridge's gateway is unless it is told otherwise (`NetworkSpec.gateway_ipv4`)."""
+    return str(ip_network(pool)[1]) if pool is not None else None

@@ -1,0 +1,78 @@
+"""`policy check|explain`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import output
+from .context import Json, of
+from .values import destination, policy_text
+
+app = typer.Typer(
+    help="What guests may do, asked in advance.", no_args_is_help=True, rich_markup_mode=None
+)
+
+#: Status of `explain` for a flow that is denied; above those of errors.
+EXIT_DENIED = 10
+
+
+@app.command()
+def check(
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The policy.")] = None,
+    file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
+    json: Json = False,
+) -> None:
+    """Read a policy: prints its one canonical text, and remarks on rules without effect."""
+    from ..policy import parse_policy, warnings
+
+    policy = policy_text(text, file)
+    if policy is None:
+        raise ConfigError("policy", None, "give a text, or --file")
+    parsed = parse_policy(policy)
+    remarks = warnings(parsed)
+    if json:
+        told = [{"rule": r.rule, "text": r.text, "message": r.message} for r in remarks]
+        output.as_json({"policy": str(parsed), "remarks": told})
+        return
+    output.say(str(parsed))
+    for remark in remarks:
+        output.say(f"rule {remark.rule} `{remark.text}` {remark.message}")
+
+
+@app.command()
+def explain(
+    ctx: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],
+    protocol: Annotated[
+        str, typer.Argument(metavar="PROTOCOL", help="tcp, udp, icmpv4, icmpv6, or any other.")
+    ],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS[:PORT]", help="1.1.1.1:443, [2606::1]:443, 8.8.8.8 …")
+    ],
+    port: Annotated[str | None, typer.Argument(metavar="[PORT]", show_default=False)] = None,
+    ingress: Annotated[
+        bool, typer.Option("--ingress", help="The flow is opened from there to the guest.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Say what would happen to a flow, and which rule decides. Status 10 if it is denied."""
+    host, number = destination(address, port)
+    flow = {
+        "guest": vm,
+        "protocol": protocol,
+        "address": host,
+        "port": number,
+        "direction": "ingress" if ingress else "egress",
+    }
+    verdict = of(ctx).api.post("/v1/guest/explain", flow)
+    if json:
+        output.as_json(verdict)
+    else:
+        position = "" if verdict["rule"] is None else f"rule {verdict['rule']} "
+        word = "allowed" if verdict["allowed"] else "denied"
+        output.say(f"{word} by {position}`{verdict['text']}`")
+        output.say(verdict["reason"])
+    raise typer.Exit(0 if verdict["allowed"] else EXIT_DENIED)

@@ -1,0 +1,203 @@
+"""What keeps guests from working on a machine, and what to do about each thing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import GuestnetError
+from ..kernel.site import Site
+from ..model import Finding
+from ..ruleset import FINGERPRINT
+from .ledger import Ledger
+
+#: Kernel: the oldest release that guestnet is made for.
+MIN_KERNEL = (5, 15)
+_TUN = Path("/dev/net/tun")
+_Check = Callable[[Site, Ledger], Iterator[Finding]]
+#: Flows of one guest that a table should have room for, before it is called small.
+_CONNTRACK_SMALL = 16384
+
+
+def examine(site: Site, ledger: Ledger) -> list[Finding]:
+    """All findings, in the order in which problems build on each other."""
+    found = machine_findings()
+    for check in (_ruleset, _foreign, _forwarding, _bridge_filter, _conntrack, _egress, _overlaps):
+        found += _guarded(check, site, ledger)
+    return found
+
+
+def machine_findings() -> list[Finding]:
+    """Findings that need no open host: kernel, privileges, devices and libraries."""
+    return [*_kernel(), *_root(), *_tun(), *_legacy_iptables()]
+
+
+def _guarded(check: _Check, site: Site, ledger: Ledger) -> list[Finding]:
+    """A check that fails is a finding of its own."""
+    try:
+        return list(check(site, ledger))
+    except GuestnetError as error:
+        name = check.__name__.strip("_").replace("_", " ")
+        return [_error(name, str(error), "see the error")]
+
+
+def _ok(check: str, detail: str) -> Finding:
+    return Finding(check=check, status="ok", detail=detail)
+
+
+def _warning(check: str, detail: str, remedy: str) -> Finding:
+    return Finding(check=check, status="warning", detail=detail, remedy=remedy)
+
+
+def _error(check: str, detail: str, remedy: str) -> Finding:
+    return Finding(check=check, status="error", detail=detail, remedy=remedy)
+
+
+def _kernel() -> Iterator[Finding]:
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    if numbers < MIN_KERNEL:
+        yield _error("kernel", f"Linux {release}", "guestnet needs Linux 5.15 or later")
+    else:
+        yield _ok("kernel", f"Linux {release}")
+
+
+def _root() -> Iterator[Finding]:
+    if os.geteuid() == 0:
+        yield _ok("privileges", "root")
+    else:
+        yield _error(
+            "privileges", f"user id {os.geteuid()}", "run the daemon as root (CAP_NET_ADMIN)"
+        )
+
+
+def _tun() -> Iterator[Finding]:
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        remedy = {
+            errno.ENOENT: "load the module: modprobe tun",
+            errno.EACCES: "run as root, or give this user the device",
+            errno.EPERM: "allow the device in this container (--device /dev/net/tun)",
+        }.get(error.errno or 0, "check the device")
+        yield _error("tun", f"{_TUN}: {error.strerror}", remedy)
+    else:
+        yield _ok("tun", f"{_TUN} opens")
+
+
+def _legacy_iptables() -> Iterator[Finding]:
+    for path in ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"):
+        try:
+            tables = Path(path).read_text().split()
+        except OSError:
+            continue
+        if "filter" in tables:
+            yield _warning(
+                "legacy iptables",
+                f"{path} lists {', '.join(tables)}; guestnet cannot see or amend those rules",
+                "switch to iptables-nft, or accept the devices gn+ in its FORWARD chain",
+            )
+
+
+def _ruleset(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    if not ledger.networks:
+        yield _ok("ruleset", "no networks, so no tables")
+    elif FINGERPRINT in site.chains():
+        yield _ok("ruleset", "the tables stand as this release writes them")
+    else:
+        yield _error(
+            "ruleset",
+            "our tables are missing or another release's: guests are cut off or unfiltered",
+            "run guestnet gc to put them back; find out who flushed them",
+        )
+
+
+def _foreign(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    chains = site.foreign.find()
+    wanted = 2 * len(ledger.foreign_patterns())
+    for chain in chains:
+        if len(chain.ours) >= wanted:
+            yield _ok("foreign filter", f"{chain} drops by default; our accepts stand in it")
+        else:
+            yield _warning(
+                "foreign filter",
+                f"{chain} drops what it does not know, guests' traffic included",
+                "run guestnet gc; if this stays, its tool locks the table: allow gn* there",
+            )
+    if not chains:
+        yield _ok("foreign filter", "no other tool drops forwarded traffic")
+
+
+def _forwarding(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    if not ledger.networks:
+        return
+    switches = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+    off = [key for key in switches if site.sysctl(key) == "0"]
+    versions = {pool.version for n in ledger.networks.values() for pool in n.pools}
+    off = [key for key in off if (4 if key.startswith("ipv4") else 6) in versions]
+    if off:
+        yield _error("forwarding", f"off: {', '.join(off)}", "run guestnet gc to turn it on again")
+    else:
+        yield _ok("forwarding", "on")
+
+
+def _bridge_filter(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    del ledger
+    if site.sysctl("bridge/bridge-nf-call-iptables") == "1":
+        yield _warning(
+            "bridge filter",
+            "bridge-nf-call-iptables is on: bridged frames meet IP firewalls too",
+            "guestnet allows for it; other firewalls may drop frames of un-isolated bridges",
+        )
+
+
+def _conntrack(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    del ledger
+    text = site.sysctl("netfilter/nf_conntrack_max") or site.sysctl("nf_conntrack_max")
+    if text is None:
+        yield _warning("conntrack", "not loaded yet", "it loads with the first network")
+    elif int(text) < _CONNTRACK_SMALL:
+        yield _warning(
+            "conntrack",
+            f"room for {text} flows only",
+            "raise net.netfilter.nf_conntrack_max: a full table refuses every new flow",
+        )
+    else:
+        yield _ok("conntrack", f"room for {text} flows")
+
+
+def _egress(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    for name, network in sorted(ledger.networks.items()):
+        missing = [device for device in network.egress if site.mtu(device) is None]
+        if missing:
+            yield _error(
+                "egress",
+                f"network {name}: no interface {', '.join(missing)}",
+                "bring it back, or make the network anew with egress=auto",
+            )
+        elif not network.egress:
+            yield _warning(
+                "egress",
+                f"network {name}: the host has no default route",
+                "guests reach nothing outside until it has one",
+            )
+        else:
+            yield _ok("egress", f"network {name} leaves by {', '.join(network.egress)}")
+
+
+def _overlaps(site: Site, ledger: Ledger) -> Iterator[Finding]:
+    used = site.surroundings().used
+    for each in ledger.attachments():
+        for interface in (each.ipv4, each.ipv6):
+            if interface is None:
+                continue
+            for network, reason in used:
+                if interface.ip.version == network.version and interface.ip in network:
+                    yield _warning(
+                        "overlap",
+                        f"guest {each.guest!r} has {interface.ip}, but the host has {reason}",
+                        "detach and attach it: it then gets an address outside of that",
+                    )

@@ -1,0 +1,160 @@
+"""What would happen to a flow: the policy's answer, and what the machine adds to it."""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
+
+from ..errors import ConfigError
+from ..kernel.site import Site
+from ..model import Attachment, Topology
+from ..policy import Action, Direction, Group, Places, Protocol, Verdict, decide
+from .ledger import Ledger, read_policy
+
+Address = IPv4Address | IPv6Address
+
+
+_FOREIGN_ICMP = {4: Protocol.ICMPV6, 6: Protocol.ICMPV4}
+
+
+class Explainer:
+    """Answers for one moment. Its caller holds the host's lock."""
+
+    def __init__(self, ledger: Ledger, site: Site) -> None:
+        self._ledger = ledger
+        self._site = site
+
+    def explain(
+        self,
+        guest: str,
+        direction: Direction | str,
+        protocol: Protocol | str,
+        address: Address | str,
+        port: int | None,
+    ) -> Verdict:
+        """The verdict on a flow between `guest` and `address`."""
+        attachment = self._ledger.attachment(guest)
+        peer = _address(address)
+        way = _word(Direction, "direction", direction)
+        kind = _word(Protocol, "protocol", protocol)
+        other = self._ledger.holder_of_address(peer)
+        if self._is_on_its_bridge(attachment, peer):
+            return self._at_layer_2(attachment)
+        verdict = decide(
+            read_policy(attachment.policy), way, kind, peer, port, self._places(attachment, peer)
+        )
+        if verdict.allowed and kind is _FOREIGN_ICMP[peer.version]:
+            return Verdict(
+                Action.DENY, None, "invalid", verdict.group,
+                f"{kind} over IPv{peer.version} is no flow that connection tracking knows",
+            )  # fmt: skip
+        if not verdict.allowed:
+            return verdict
+        mine = attachment.ipv4 if peer.version == 4 else attachment.ipv6
+        if other is not None and mine is not None:
+            return self._at_the_other_end(other, way, mine.ip, kind, port, verdict)
+        if way is Direction.INGRESS or verdict.group is Group.HOST:
+            return verdict
+        if verdict.group is Group.GUESTS:
+            return Verdict(
+                Action.DENY, None, "unleased", verdict.group,
+                f"`{verdict.text}` allows it, but no guest has the address {peer}",
+            )  # fmt: skip
+        return self._leaving(attachment, peer, verdict)
+
+    def _is_on_its_bridge(self, attachment: Attachment, peer: Address) -> bool:
+        """Whether an address is a guest's, or nobody's, on the bridge of this very guest."""
+        if attachment.topology is not Topology.BRIDGE or self._ledger.is_gateway(peer):
+            return False
+        for pool in self._ledger.network(attachment.network).pools:
+            # IPv6's first address is the routers' anycast one, IPv4's last the broadcast.
+            special = pool.broadcast_address if pool.version == 4 else pool.network_address
+            if peer in pool and peer != special:
+                return True
+        return False
+
+    def _at_layer_2(self, attachment: Attachment) -> Verdict:
+        """Between guests of one bridge its isolation decides, and no policy is asked."""
+        if self._ledger.network(attachment.network).spec.isolate:
+            return Verdict(
+                Action.DENY, None, "isolate=true", Group.GUESTS,
+                f"guests of network {attachment.network!r} are isolated from each other; "
+                "make a network with isolate=false, or a routed one",
+            )  # fmt: skip
+        return Verdict(
+            Action.ALLOW, None, "isolate=false", Group.GUESTS,
+            "guests of a network without isolation reach each other at layer 2",
+        )  # fmt: skip
+
+    def _places(self, attachment: Attachment, peer: Address) -> Places:
+        host = set(self._site.surroundings().addresses)
+        if self._ledger.is_gateway(peer):
+            host.add(peer)
+        return Places(
+            host=frozenset(host),
+            # What one network's pool leaves out may be another's pool.
+            guests=tuple(
+                part for places in self._ledger.network_places() for part in places.counted
+            ),
+            dns=attachment.dns,
+        )
+
+    def _at_the_other_end(
+        self,
+        other: Attachment,
+        way: Direction,
+        mine: Address,
+        kind: Protocol,
+        port: int | None,
+        allowed: Verdict,
+    ) -> Verdict:
+        """Between guests of different networks, or routed ones, both policies have a say."""
+        theirs = Direction.INGRESS if way is Direction.EGRESS else Direction.EGRESS
+        places = self._places(other, mine)
+        verdict = decide(read_policy(other.policy), theirs, kind, mine, port, places)
+        return allowed if verdict.allowed else verdict
+
+    def _leaving(self, attachment: Attachment, peer: Address, allowed: Verdict) -> Verdict:
+        """Allowed packets leave by an egress interface of the network, or not at all."""
+        egress = self._ledger.network(attachment.network).egress
+        way = self._site.way_to(peer)
+        devices = way.devices if way is not None else ()
+        if way is not None and not way.is_unicast:
+            return Verdict(
+                Action.DENY, None, "egress", allowed.group,
+                f"{peer} is a broadcast or anycast address of the host's own links, and no way out",
+            )  # fmt: skip
+        if set(devices) & set(egress):
+            return allowed
+        where = ", ".join(devices) or "nowhere"
+        return Verdict(
+            Action.DENY,
+            None,
+            "egress",
+            allowed.group,
+            f"`{allowed.text}` allows it, but the host routes {peer} to {where}, and guests of "
+            f"{attachment.network!r} leave by {', '.join(egress) or 'no interface'} only; "
+            "name that interface in the network's egress",
+        )
+
+
+def _address(address: Address | str) -> Address:
+    if not isinstance(address, str):
+        return address
+    try:
+        return ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        raise ConfigError("address", address, "is not an IPv4 or IPv6 address") from None
+
+
+_Word = TypeVar("_Word", bound=StrEnum)
+
+
+def _word(kind: type[_Word], key: str, value: str) -> _Word:
+    try:
+        return kind(value)
+    except ValueError:
+        words = ", ".join(member.value for member in kind)
+        raise ConfigError(key, value, f"is one of {words}") from None

@@ -1,0 +1,427 @@
+"""`Host`: every operation an owner has, on this machine, in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..address.derive import Placement
+from ..errors import ConfigError, ConflictError, HostError, PoolFullError
+from ..kernel.netns import netns_path
+from ..kernel.ownership import DirectoryLock
+from ..kernel.site import Site
+from ..model import (
+    MTU_MIN_IPV6,
+    Attachment,
+    AttachRequest,
+    Finding,
+    NetworkInfo,
+    NetworkSpec,
+    Repairs,
+    Topology,
+    Usage,
+)
+from ..plan import Admit, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
+from ..policy import Direction, Policy, Protocol, Verdict, parse_policy
+from ..ruleset import guest_elements, policy_id, refusal_elements
+from ..ruleset.names import DEVICE_PREFIX
+from ..store import Lease, LeaseState, SqliteStore, Store
+from .doctor import examine
+from .explain import Explainer
+from .ledger import Ledger, check_tap_is_free, read_policy
+from .network import check_free
+from .placing import Placer
+from .reaper import Reaper
+from .sameness import check_same_attachment, check_same_network
+from .upkeep import Upkeep
+
+logger = logging.getLogger(__name__)
+
+Address = IPv4Address | IPv6Address
+
+DEFAULT_STATE_DIR = Path("/var/lib/guestnet")
+DEFAULT_NETWORK = "default"
+#: Unused policies are deleted many at a time: each time the dispatch is written anew.
+UNUSED_POLICIES_KEPT = 64
+
+
+class Host:
+    """One machine's guestnet. Synchronous and thread-safe; one per state directory and namespace.
+
+    Open it with `Host.open`, close it with `close` or as a context manager. What it has set up in
+    the kernel goes on working while nobody has it open.
+    """
+
+    def __init__(self, store: Store, site: Site, directory_lock: DirectoryLock) -> None:
+        self._lock = threading.RLock()
+        self._store = store
+        self._site = site
+        self._directory_lock = directory_lock
+        self._ledger = Ledger()
+        self._placer = Placer(self._ledger, site)
+        self._upkeep = Upkeep(self._ledger, store, site, self._placer)
+        self._reaper = Reaper(self._clear_away)
+        self._generation = 0
+        self._closed = False
+
+    @classmethod
+    def open(cls, state_dir: str | Path | None = None, *, site: str | Path | None = None) -> Self:
+        """Open the host's guestnet and repair whatever was interrupted or changed.
+
+        `state_dir` defaults to `$GUESTNET_STATE_DIR` or /var/lib/guestnet; `site` is a network
+        namespace (name or path) to work in instead of the process's own. Raises `BusyError` when
+        another process has the directory or the namespace, `HostError` when the machine refuses.
+        """
+        directory = Path(state_dir or os.environ.get("GUESTNET_STATE_DIR") or DEFAULT_STATE_DIR)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            hint = "run as root, or set GUESTNET_STATE_DIR to a directory of yours"
+            raise HostError.from_os("mkdir", str(directory), error, hint) from None
+        lock = DirectoryLock(directory)
+        parts: list[DirectoryLock | SqliteStore | Site] = [lock]
+        try:
+            store = SqliteStore(directory / "guestnet.db")
+            parts.append(store)
+            there = Site(str(site) if site is not None else None)
+            parts.append(there)
+            host = cls(store, there, lock)
+            host._generation = host._upkeep.recover(time.time())
+        except BaseException:
+            for part in reversed(parts):
+                part.close()
+            raise
+        host._reaper.start()
+        return host
+
+    def close(self) -> None:
+        """Finish pending detaches and let go; guests keep their network."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._reaper.stop()
+        finally:
+            # Whoever is in the middle of an operation finishes it first.
+            with self._lock:
+                self._store.close()
+                self._site.close()
+                self._directory_lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- networks ----------------------------------------------------------------------------
+
+    def create_network(self, spec: NetworkSpec | Mapping[str, Any]) -> NetworkInfo:
+        """Create a network; one that exists with the same settings is returned as it is.
+
+        Raises `ConflictError` for other settings under the same name, or a pool that overlaps what
+        the host or another network uses; `ConfigError` for settings that cannot be.
+        """
+        wanted = spec if isinstance(spec, NetworkSpec) else NetworkSpec.read(dict(spec))
+        if wanted.policy is not None:
+            parse_policy(wanted.policy)
+        with self._lock:
+            known = self._ledger.networks.get(wanted.name)
+            if known is not None:
+                check_same_network(wanted, known.spec)
+                return known.info(time.time())
+            check_free(wanted, self._site.surroundings().used, self._ledger.networks.values())
+            return self._upkeep.add_network(wanted).info(time.time())
+
+    def remove_network(self, name: str) -> None:
+        """Remove a network without guests; with the last one everything of ours goes.
+
+        Raises `NotFoundError`, or `ConflictError` while guests are attached to it.
+        """
+        self._reaper.drain()
+        with self._lock:
+            self._ledger.network(name)
+            guests = self._ledger.guests_of(name)
+            if guests:
+                some = ", ".join(repr(guest) for guest in guests[:3])
+                raise ConflictError(
+                    "network", name, f"{len(guests)} guests are attached ({some}); detach them"
+                )
+            self._upkeep.remove_network(name)
+
+    def networks(self) -> list[NetworkInfo]:
+        """All networks, by name."""
+        with self._lock:
+            now = time.time()
+            return [network.info(now) for _name, network in sorted(self._ledger.networks.items())]
+
+    def network(self, name: str) -> NetworkInfo:
+        """One network, with the parts of its pools that the host uses looked up anew."""
+        with self._lock:
+            network = self._ledger.network(name)
+            self._placer.skip_used()
+            return network.info(time.time())
+
+    # -- guests ------------------------------------------------------------------------------
+
+    def attach(self, guest: str, **options: Any) -> Attachment:
+        """Give a guest its network: device, addresses, rules. Returns what it was given.
+
+        `options` are the fields of `AttachRequest`: network, policy, ipv4, ipv6, mac, mtu, tap,
+        netns, guest_interface, queues, owner, group. A guest that is attached just so is returned
+        as it is; otherwise `ConflictError`. The network `default` comes into being when first used.
+        """
+        request = AttachRequest(guest=guest, **options)
+        policy = parse_policy(request.policy) if request.policy is not None else None
+        with self._lock:
+            is_leaving = self._ledger.is_leaving(request.guest, request.netns)
+        if is_leaving:
+            # Address, device name and flows are about to be free; then it gets them back.
+            self._reaper.drain()
+        try:
+            return self._attach_now(request, policy)
+        except PoolFullError:
+            with self._lock:
+                if not self._ledger.detaching:
+                    raise
+            # Never drain under the lock: clearing away takes it too.
+            self._reaper.drain()
+            return self._attach_now(request, policy)
+
+    def _attach_now(self, request: AttachRequest, policy: Policy | None) -> Attachment:
+        with self._lock:
+            if request.guest in self._ledger.attached:
+                known = self._ledger.attachment(request.guest)
+                check_same_attachment(request, policy, known)
+                return known
+            if request.network == DEFAULT_NETWORK and DEFAULT_NETWORK not in self._ledger.networks:
+                self.create_network(NetworkSpec.from_env(os.environ, name=DEFAULT_NETWORK))
+            network = self._ledger.network(request.network)
+            if policy is None:
+                policy = parse_policy(network.spec.policy)
+            place = self._placer.place(network, request, time.time())
+            attachment = self._describe(request, policy, place)
+            lease = Lease(
+                network.spec.name,
+                place.slot,
+                request.guest,
+                attachment.generation,
+                LeaseState.ATTACHING,
+                time.time(),
+                attachment,
+            )
+            self._store.write([lease])
+            network.pool.take(place.slot)
+            try:
+                self._install(policy)
+            except BaseException:
+                self._release([lease])
+                raise
+            elements = guest_elements(attachment, policy_id(policy))
+            try:
+                # Elements last: until they stand nothing of the guest passes.
+                self._site.perform([MakeDevice(self._ledger.device(attachment)), Admit(elements)])
+                lease = replace(lease, state=LeaseState.ATTACHED)
+                self._store.write([lease])
+            except BaseException:
+                self._ledger.policies.drop(policy)
+                # Where even this fails the lease stays `attaching` and its slot taken: nobody else
+                # gets the address, and the next start clears away.
+                self._site.perform([Expel(elements)])
+                self._site.delete_retired([attachment.tap] if self._made(attachment) else [])
+                self._release([lease])
+                raise
+            self._ledger.add(lease)
+            if not attachment.tap.startswith(DEVICE_PREFIX):
+                self._upkeep.accept_in_foreign_filters()
+            return attachment
+
+    def _install(self, policy: Policy) -> None:
+        """Count a user of a policy, and make its chains if it is the first."""
+        new_chains = self._ledger.policies.use(policy)
+        if new_chains is None:
+            return
+        try:
+            self._site.perform([InstallPolicy(new_chains)])
+        except BaseException:
+            self._ledger.policies.cancel(policy)
+            raise
+
+    def _made(self, attachment: Attachment) -> bool:
+        """Whether the attachment's device is there, and ours: not somebody's of the same name."""
+        device = self._site.device(attachment.tap)
+        return device is not None and self._site.is_ours(device.group)
+
+    def _describe(self, request: AttachRequest, policy: Policy, place: Placement) -> Attachment:
+        network = self._ledger.network(request.network)
+        spec = network.spec
+        mtu = request.mtu or spec.mtu
+        if mtu is None or (place.ipv6 is not None and mtu < MTU_MIN_IPV6):
+            raise ConfigError("mtu", mtu, f"IPv6 needs {MTU_MIN_IPV6} bytes")
+        if spec.topology is Topology.BRIDGE and mtu != spec.mtu:
+            raise ConfigError("mtu", mtu, f"guests of a bridge share its MTU, {spec.mtu}")
+        if request.tap and request.tap.startswith(DEVICE_PREFIX) and request.tap != place.tap:
+            right = f"{DEVICE_PREFIX!r} begins guestnet's own names; here that is {place.tap}"
+            raise ConfigError("tap", request.tap, right)
+        self._generation += 1
+        return Attachment(
+            guest=request.guest,
+            network=spec.name,
+            topology=spec.topology,
+            generation=self._generation,
+            slot=place.slot,
+            tap=check_tap_is_free(self._ledger, request.tap or place.tap),
+            mac=self._placer.mac(network, request, place),
+            ipv4=place.ipv4,
+            ipv6=place.ipv6,
+            gateway_ipv4=place.gateway_ipv4,
+            gateway_ipv6=place.gateway_ipv6,
+            mtu=mtu,
+            dns=spec.dns or (),
+            policy=str(policy),
+            netns=str(netns_path(request.netns)) if request.netns is not None else None,
+            guest_interface=request.guest_interface,
+            queues=request.queues,
+            owner=request.owner,
+            group=request.group,
+        )
+
+    def detach(self, guest: str, generation: int | None = None) -> bool:
+        """Cut a guest off; True if it was attached. Nothing passes once this returns.
+
+        With `generation` only that very attachment is ended: a late call does not harm the next.
+        The device itself is deleted in the background.
+        """
+        AttachRequest(guest=guest)
+        with self._lock:
+            lease = self._ledger.attached.get(guest)
+            if lease is None or generation not in (None, lease.generation):
+                return False
+            attachment = self._ledger.attachment(guest)
+            lease = replace(lease, state=LeaseState.DETACHING, changed_at=time.time())
+            self._store.write([lease])
+            policy = read_policy(attachment.policy)
+            elements = guest_elements(attachment, policy_id(policy))
+            device = self._ledger.device(attachment)
+            self._site.perform([Expel(elements), Retire(attachment.tap, device)])
+            self._ledger.cut(lease)
+            self._ledger.policies.drop(policy)
+        self._reaper.add(lease)
+        return True
+
+    def _clear_away(self, leases: Sequence[Lease]) -> None:
+        """What is left of detached guests: devices, flows, counters; then their slots are free.
+
+        May be called again with the same leases if it fails half-way.
+        """
+        attachments = [lease.attachment for lease in leases if lease.attachment is not None]
+        self._site.delete_retired([attachment.tap for attachment in attachments])
+        interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
+        self._site.forget_flows([interface.ip for interface in interfaces])
+        self._site.forget_refusals([e for a in attachments for e in refusal_elements(a)])
+        with self._lock:
+            self._release(leases)
+            if self._ledger.policies.unused >= UNUSED_POLICIES_KEPT:
+                self._sweep_policies()
+
+    def _sweep_policies(self) -> None:
+        """Delete the chains of policies that nobody uses; they let nothing pass meanwhile."""
+        unused = self._ledger.policies.sweep()
+        if not unused:
+            return
+        kept = tuple(self._ledger.policies.chains.values())
+        try:
+            self._site.perform([RemovePolicies(unused, kept)])
+        except HostError as error:
+            # Somebody flushed our tables, say; a reconcile finds what is left of them.
+            logger.warning("removing unused policies: %s", error)
+
+    def _release(self, leases: Sequence[Lease]) -> None:
+        now = time.time()
+        self._store.write(
+            replace(lease, state=LeaseState.RELEASED, changed_at=now, attachment=None)
+            for lease in leases
+        )
+        for lease in leases:
+            self._ledger.released(lease, now)
+
+    def attachments(self, network: str | None = None) -> list[Attachment]:
+        """All attachments, or those of one network, by guest id."""
+        with self._lock:
+            if network is not None:
+                self._ledger.network(network)
+            found = [a for a in self._ledger.attachments() if network in (None, a.network)]
+            return sorted(found, key=lambda attachment: attachment.guest)
+
+    def attachment(self, guest: str) -> Attachment:
+        """One guest's attachment, or `NotFoundError`."""
+        with self._lock:
+            return self._ledger.attachment(guest)
+
+    def usage(self, guest: str) -> Usage:
+        """A guest's traffic counters; zeros where its device is gone."""
+        attachment = self.attachment(guest)
+        device = self._site.device(attachment.tap)
+        refused = self._site.refused(refusal_elements(attachment))
+        # What the host's end sends the guest receives.
+        return Usage(
+            guest=guest,
+            rx_bytes=device.tx_bytes if device else 0,
+            tx_bytes=device.rx_bytes if device else 0,
+            rx_packets=device.tx_packets if device else 0,
+            tx_packets=device.rx_packets if device else 0,
+            refused=refused,
+        )
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def explain(
+        self,
+        guest: str,
+        protocol: Protocol | str,
+        address: Address | str,
+        port: int | None = None,
+        direction: Direction | str = Direction.EGRESS,
+    ) -> Verdict:
+        """What would happen to a flow between a guest and an address, and which rule decides.
+
+        `address` is the other end, `port` the service's. Reads the host's addresses and routes;
+        nothing is sent and nothing changes.
+        """
+        with self._lock:
+            explainer = Explainer(self._ledger, self._site)
+            return explainer.explain(guest, direction, protocol, address, port)
+
+    def counters(self) -> dict[str, int]:
+        """Packets refused and dropped on this machine so far, by `family/reason`."""
+        return self._site.counters()
+
+    def reconcile(self) -> Repairs:
+        """Compare the kernel with the store and put right what differs; says what that was."""
+        self._reaper.drain()
+        with self._lock:
+            return self._upkeep.reconcile()
+
+    def follow(self) -> None:
+        """Follow what changes outside: egress interfaces, other tools' filters. Call it often."""
+        with self._lock:
+            self._sweep_policies()
+            self._upkeep.follow()
+
+    def doctor(self) -> list[Finding]:
+        """Look for what keeps guests from working on this machine, each finding with its remedy."""
+        with self._lock:
+            return examine(self._site, self._ledger)

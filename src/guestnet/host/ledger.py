@@ -1,0 +1,270 @@
+"""What this host holds, in memory: networks, leases, and the policies in use.
+
+The store is what survives; this is the same, indexed for the questions an attach asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+
+from ..address.derive import placement
+from ..errors import ConflictError, NotFoundError
+from ..kernel.netns import netns_path
+from ..model import Attachment, Topology
+from ..plan import Desired, GuestDevice, bridge_device, guest_device
+from ..policy import Policy, parse_policy
+from ..ruleset import (
+    FINGERPRINT,
+    Element,
+    NetworkPlaces,
+    PolicyChains,
+    base_text,
+    compile_policy,
+    guest_elements,
+    places_text,
+    policy_id,
+)
+from ..ruleset.names import DEVICE_PREFIX, TABLE
+from ..store import Lease
+from .network import LiveNetwork, Used
+
+Address = IPv4Address | IPv6Address
+
+
+@lru_cache(maxsize=1024)
+def read_policy(text: str) -> Policy:
+    """The policy of a canonical text; guests share few."""
+    return parse_policy(text)
+
+
+class InstalledPolicies:
+    """Compiled policies and how many guests use each."""
+
+    def __init__(self) -> None:
+        self.chains: dict[str, PolicyChains] = {}
+        self._users: dict[str, int] = {}
+
+    def use(self, policy: Policy) -> PolicyChains | None:
+        """Count a user; returns the chains if they are new and have to be installed."""
+        name = policy_id(policy)
+        self._users[name] = self._users.get(name, 0) + 1
+        if name in self.chains:
+            return None
+        self.chains[name] = compile_policy(policy)
+        return self.chains[name]
+
+    def drop(self, policy: Policy) -> None:
+        """Count a user less; the chains stay until `sweep`."""
+        self._users[policy_id(policy)] -= 1
+
+    def cancel(self, policy: Policy) -> None:
+        """Undo a `use` whose chains may not have come to stand: the next one installs them."""
+        self.drop(policy)
+        name = policy_id(policy)
+        if self._users[name] <= 0:
+            del self._users[name], self.chains[name]
+
+    @property
+    def unused(self) -> int:
+        """Policies that nobody uses."""
+        return sum(users <= 0 for users in self._users.values())
+
+    def sweep(self) -> tuple[str, ...]:
+        """Forget policies that nobody uses; returns the names of their chains."""
+        unused = [name for name, users in self._users.items() if users <= 0]
+        names = [chain for name in unused for chain, _rules in self.chains[name].chains]
+        for name in unused:
+            del self._users[name], self.chains[name]
+        return tuple(names)
+
+
+class Ledger:
+    """Not thread-safe: `Host` holds the lock."""
+
+    def __init__(self) -> None:
+        self.networks: dict[str, LiveNetwork] = {}
+        self.attached: dict[str, Lease] = {}
+        #: Cut off, but their devices and flows are not cleared away yet.
+        self.detaching: dict[str, Lease] = {}
+        self.policies = InstalledPolicies()
+        self._by_tap: dict[str, str] = {}
+        self._by_mac: dict[tuple[str, str], str] = {}
+        self._by_address: dict[Address, str] = {}
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def network(self, name: str) -> LiveNetwork:
+        """A network, or `NotFoundError` naming those that exist."""
+        network = self.networks.get(name)
+        if network is None:
+            known = ", ".join(sorted(self.networks)) or "none"
+            raise NotFoundError("network", name, f"there is no such network (there is: {known})")
+        return network
+
+    def attachment(self, guest: str) -> Attachment:
+        """A guest's attachment, or `NotFoundError`."""
+        lease = self.attached.get(guest)
+        if lease is None or lease.attachment is None:
+            raise NotFoundError("guest", guest, "is not attached")
+        return lease.attachment
+
+    def attachments(self) -> Iterator[Attachment]:
+        """All attachments."""
+        for lease in self.attached.values():
+            if lease.attachment is not None:
+                yield lease.attachment
+
+    def guests_of(self, network: str) -> list[str]:
+        """Guests attached to a network."""
+        return [guest for guest, lease in self.attached.items() if lease.network == network]
+
+    def holder_of_address(self, address: Address) -> Attachment | None:
+        """The attachment that has an address."""
+        guest = self._by_address.get(address)
+        return self.attached[guest].attachment if guest is not None else None
+
+    def addresses(self) -> Iterable[Address]:
+        """Addresses of all attached guests."""
+        return self._by_address.keys()
+
+    def is_leaving(self, guest: str, netns: str | None) -> bool:
+        """Whether a guest, or a former guest of a namespace, is cut off but not cleared away."""
+        if guest in self.detaching:
+            return True
+        if netns is None:
+            return False
+        path = str(netns_path(netns))
+        return any(
+            lease.attachment is not None and lease.attachment.netns == path
+            for lease in self.detaching.values()
+        )
+
+    def holder_of_mac(self, network: str, mac: str) -> str | None:
+        """The guest that has a MAC on a network."""
+        return self._by_mac.get((network, mac))
+
+    def holder_of_tap(self, tap: str) -> str | None:
+        """The guest that has a device name."""
+        return self._by_tap.get(tap)
+
+    def is_gateway(self, address: Address) -> bool:
+        """Whether an address is the host's towards guests."""
+        return any(
+            address in (each.gateway_ipv4, each.gateway_ipv6) for each in self.attachments()
+        ) or any(
+            address in (network.spec.gateway_ipv4, network.spec.gateway_ipv6)
+            for network in self.networks.values()
+        )
+
+    # -- writing -----------------------------------------------------------------------------
+
+    def add(self, lease: Lease) -> None:
+        """Enter a lease whose guest is attached."""
+        attachment = _attachment(lease)
+        self.attached[lease.guest] = lease
+        self._by_tap[attachment.tap] = lease.guest
+        self._by_mac[lease.network, attachment.mac] = lease.guest
+        for address in _addresses(attachment):
+            self._by_address[address] = lease.guest
+
+    def cut(self, lease: Lease) -> None:
+        """Move a guest's lease from attached to detaching."""
+        del self.attached[lease.guest]
+        self.detaching[lease.guest] = lease
+        for address in _addresses(_attachment(lease)):
+            self._by_address.pop(address, None)
+
+    def released(self, lease: Lease, now: float) -> None:
+        """Give a lease's slot back to its network, if that still exists."""
+        current = self.detaching.get(lease.guest)
+        if current is not None and current.generation == lease.generation:
+            del self.detaching[lease.guest]
+        if lease.attachment is not None:
+            # Device name and MAC stand until the device is gone.
+            if self._by_tap.get(lease.attachment.tap) == lease.guest:
+                del self._by_tap[lease.attachment.tap]
+            place = (lease.network, lease.attachment.mac)
+            if self._by_mac.get(place) == lease.guest:
+                del self._by_mac[place]
+        network = self.networks.get(lease.network)
+        if network is not None:
+            network.pool.release(lease.slot, lease.guest, now)
+
+    # -- what must stand ---------------------------------------------------------------------
+
+    def device(self, attachment: Attachment) -> GuestDevice:
+        """The device of an attachment."""
+        network = self.network(attachment.network)
+        place = placement(network.spec, network.number, attachment.slot, attachment.guest)
+        return guest_device(network.spec, place, attachment)
+
+    def bridge_subnets(self) -> Used:
+        """Subnets of bridge networks, which routed pools leave out."""
+        return [
+            (pool, f"network {network.spec.name!r}")
+            for network in self.networks.values()
+            if network.spec.topology is Topology.BRIDGE
+            for pool in network.pools
+        ]
+
+    def foreign_patterns(self) -> list[str]:
+        """Device names and patterns that other tools' filters must let through."""
+        if not self.networks:
+            return []
+        bridges = [n.spec.bridge for n in self.networks.values() if n.spec.bridge]
+        own = [tap for tap in self._by_tap if not tap.startswith(DEVICE_PREFIX)]
+        return [f"{DEVICE_PREFIX}*", *bridges, *own]
+
+    def places(self, host: Iterable[Address]) -> str:
+        """The transaction that sets pools, egress and resolvers."""
+        return places_text(self.network_places(), host)
+
+    def network_places(self) -> list[NetworkPlaces]:
+        """Each network's share of the sets."""
+        addresses: dict[str, list[Address]] = {name: [] for name in self.networks}
+        for address, guest in self._by_address.items():
+            addresses[self.attached[guest].network].append(address)
+        return [network.places(addresses[name]) for name, network in self.networks.items()]
+
+    def desired(self, host: Iterable[Address], marker: str) -> Desired:
+        """Everything that must stand in the kernel; `marker` names the store in the tables."""
+        devices = []
+        elements: set[Element] = set()
+        for each in self.attachments():
+            devices.append(self.device(each))
+            elements.update(guest_elements(each, policy_id(read_policy(each.policy))))
+        return Desired(
+            FINGERPRINT,
+            f"{base_text()}add chain inet {TABLE} {marker}\n",
+            self.places(host),
+            dict(self.policies.chains),
+            tuple(
+                bridge_device(network.spec)
+                for network in self.networks.values()
+                if network.spec.topology is Topology.BRIDGE
+            ),
+            tuple(devices),
+            frozenset(elements),
+        )
+
+
+def check_tap_is_free(ledger: Ledger, tap: str) -> str:
+    """Return a device name that the owner asked for, or raise `ConflictError`."""
+    holder = ledger.holder_of_tap(tap)
+    if holder is not None:
+        raise ConflictError("tap", tap, f"is the device of guest {holder!r}")
+    return tap
+
+
+def _attachment(lease: Lease) -> Attachment:
+    if lease.attachment is None:
+        raise ValueError(f"lease of {lease.guest!r} without an attachment")
+    return lease.attachment
+
+
+def _addresses(attachment: Attachment) -> Iterator[Address]:
+    for interface in (attachment.ipv4, attachment.ipv6):
+        if interface is not None:
+            yield interface.ip

@@ -1,0 +1,76 @@
+"""Forgetting the flows of an address (ctnetlink, linux/netfilter/nfnetlink_conntrack.h).
+
+An address must not be handed on with its old flows: packets of a former guest's peers would reach
+the next one as "established".
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv6Address
+
+from . import netlink as nl
+from .netlink import Message, NetlinkSocket, attribute, nested
+
+_NFNL_SUBSYS_CTNETLINK = 1
+_GET, _DELETE = 1, 2
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID = 1, 2, 12
+_CTA_TUPLE_IP = 1
+_IP_V4_SRC, _IP_V4_DST, _IP_V6_SRC, _IP_V6_DST = 1, 2, 3, 4
+_AF_INET, _AF_INET6 = 2, 10
+#: Deletions sent together.
+_BATCH = 500
+
+Address = IPv4Address | IPv6Address
+
+
+def _message(kind: int, family: int, body: bytes, call: str) -> Message:
+    header = struct.pack("!BBH", family, 0, 0)
+    return Message(
+        _NFNL_SUBSYS_CTNETLINK << 8 | kind, 0, header + body, call, "table", (errno.ENOENT,)
+    )
+
+
+def forget(netfilter: NetlinkSocket, addresses: Collection[Address]) -> int:
+    """Delete every entry in which one of the addresses takes part; returns how many.
+
+    One pass over the table for all of them. A flow's parties are its original source and the
+    source of its replies, whatever was translated on the way.
+    """
+    forgotten = 0
+    for family, version in ((_AF_INET, 4), (_AF_INET6, 6)):
+        wanted = frozenset(a.packed for a in addresses if a.version == version)
+        if not wanted:
+            continue
+        dump = _message(_GET, family, b"", "conntrack list")
+        doomed = [
+            tuple_
+            for _kind, answer in netfilter.dump(dump)
+            if (tuple_ := _match(answer, wanted)) is not None
+        ]
+        for start in range(0, len(doomed), _BATCH):
+            part = doomed[start : start + _BATCH]
+            netfilter.request([_message(_DELETE, family, d, "conntrack delete") for d in part])
+        forgotten += len(doomed)
+    return forgotten
+
+
+def _match(answer: bytes, wanted: frozenset[bytes]) -> bytes | None:
+    """The attributes that name an entry for deletion, if an address of ours takes part in it."""
+    parts = nl.attributes(answer, 4)
+    original = parts.get(_CTA_TUPLE_ORIG, b"")
+    if not (_ends(original) | _ends(parts.get(_CTA_TUPLE_REPLY, b""))) & wanted:
+        return None
+    found = nested(_CTA_TUPLE_ORIG, original)
+    if _CTA_ID in parts:
+        # The id tells this entry from a new one with the same tuple.
+        found += attribute(_CTA_ID, parts[_CTA_ID])
+    return found
+
+
+def _ends(tuple_: bytes) -> set[bytes]:
+    addresses = nl.attributes(nl.attributes(tuple_).get(_CTA_TUPLE_IP, b""))
+    ends = (_IP_V4_SRC, _IP_V4_DST, _IP_V6_SRC, _IP_V6_DST)
+    return {addresses[kind] for kind in ends if kind in addresses}

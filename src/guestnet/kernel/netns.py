@@ -1,0 +1,88 @@
+"""Network namespaces: finding one and stepping into it (setns(2))."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError, HostError
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
+#: Where `ip netns` keeps its names.
+NAMED = Path("/run/netns")
+#: linux/nsfs.h
+_NS_GET_NSTYPE = 0xB703
+_OWN = "/proc/thread-self/ns/net"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def netns_path(netns: str) -> Path:
+    """The file of a namespace given by name (`ip netns`) or by path."""
+    return Path(netns) if "/" in netns else NAMED / netns
+
+
+def open_netns(netns: str) -> int:
+    """A descriptor of a namespace; the caller closes it."""
+    path = netns_path(netns)
+    try:
+        # Not blocking: a pipe of that name would be waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigError("netns", netns, f"{path}: {error.strerror}") from None
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        kind = 0
+    if kind != CLONE_NEWNET:
+        os.close(fd)
+        raise ConfigError("netns", netns, f"{path} is no network namespace")
+    return fd
+
+
+def setns(fd: int, kind: int, target: str) -> None:
+    """Move the calling thread into the namespace behind `fd`."""
+    if _libc.setns(fd, kind) != 0:
+        code = ctypes.get_errno()
+        raise HostError("setns", target, code)
+
+
+def unshare(kind: int) -> None:
+    """Give the calling process a namespace of its own (unshare(2))."""
+    if _libc.unshare(kind) != 0:
+        raise HostError("unshare", f"{kind:#x}", ctypes.get_errno())
+
+
+@contextmanager
+def inside(netns_fd: int | None) -> Iterator[None]:
+    """Run a block in the namespace behind a descriptor, in this thread alone; None is here.
+
+    A descriptor and not a name: a name may come to mean another namespace between two steps.
+    """
+    if netns_fd is None:
+        yield
+        return
+    try:
+        home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os("open", _OWN, error) from None
+    try:
+        setns(netns_fd, CLONE_NEWNET, "namespace")
+        try:
+            yield
+        finally:
+            # A thread left in a guest's namespace would do the next step there.
+            setns(home, CLONE_NEWNET, "home")
+    finally:
+        os.close(home)
+
+
+def is_own(netns_fd: int) -> bool:
+    """Whether a descriptor is of the calling thread's own namespace."""
+    theirs, ours = os.fstat(netns_fd), os.stat(_OWN)
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)

@@ -1,0 +1,83 @@
+"""The policy room: what may a guest do?
+
+The boundary: owners' text goes in, `Policy` values and `Verdict`s come out. It is pure: it knows
+nothing of sockets, kernels or clocks, and what only the machine knows about addresses (its own, its
+guests', its resolvers) arrives as `Places`. The rooms above compile the same policies for the
+kernel; `decide` is what their rules must agree with, flow by flow.
+
+    policy = parse_policy("deny@8.8.8.0/24,public,allow@host=10.0.0.1:tcp:8080")
+    verdict = decide(policy, Direction.EGRESS, Protocol.TCP, address, 443, places)
+"""
+
+from .grammar import MAX_TEXT, parse_policy
+from .groups import (
+    FLOOR,
+    UNROUTABLE,
+    Group,
+    Places,
+    classify,
+    embed_ranges,
+    embedded_ipv4,
+    static_ranges,
+    teredo_low_bits,
+    teredo_ranges,
+    unroutable,
+    unroutable_groups,
+)
+from .lint import Remark, warnings
+from .match import DNS_PORT, decide
+from .rules import (
+    MAX_PORT_RANGES,
+    MAX_RULES,
+    SEALED,
+    WITH_PORTS,
+    Action,
+    AnyTarget,
+    Direction,
+    DnsTarget,
+    GroupTarget,
+    NetworkTarget,
+    Policy,
+    PortRange,
+    Protocol,
+    Rule,
+    Target,
+    Verdict,
+)
+
+__all__ = [
+    "DNS_PORT",
+    "FLOOR",
+    "MAX_PORT_RANGES",
+    "MAX_RULES",
+    "MAX_TEXT",
+    "SEALED",
+    "UNROUTABLE",
+    "WITH_PORTS",
+    "Action",
+    "AnyTarget",
+    "Direction",
+    "DnsTarget",
+    "Group",
+    "GroupTarget",
+    "NetworkTarget",
+    "Places",
+    "Policy",
+    "PortRange",
+    "Protocol",
+    "Remark",
+    "Rule",
+    "Target",
+    "Verdict",
+    "classify",
+    "decide",
+    "embed_ranges",
+    "embedded_ipv4",
+    "parse_policy",
+    "static_ranges",
+    "teredo_low_bits",
+    "teredo_ranges",
+    "unroutable",
+    "unroutable_groups",
+    "warnings",
+]

@@ -1,0 +1,27 @@
+"""Policy and attachments become nftables. Pure: values in, rules and set elements out.
+
+Three parts with three lifetimes: `base` is one constant text per release, `compile_policy` gives
+the chains of one distinct policy, and `elements` what one guest adds to sets. So the number of
+rules grows with the policies that are in use, never with guests.
+"""
+
+from .base import FINGERPRINT, base_text
+from .compile import PolicyChains, compile_policy, policy_id, refusal_chain
+from .elements import Element, guest_elements, refusal_elements
+from .names import Family
+from .places import NetworkPlaces, places_text
+
+__all__ = [
+    "FINGERPRINT",
+    "Element",
+    "Family",
+    "NetworkPlaces",
+    "PolicyChains",
+    "base_text",
+    "compile_policy",
+    "guest_elements",
+    "places_text",
+    "policy_id",
+    "refusal_chain",
+    "refusal_elements",
+]

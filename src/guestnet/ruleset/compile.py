@@ -1,0 +1,319 @@
+"""A policy as chains: one distinct policy is compiled once, whoever uses it.
+
+Each direction begins with a chain that sorts the peer: the host, the metadata services and other
+guests have chains of their own, which hold only the rules that may open them (the floor); what can
+be routed nowhere is refused; everything else meets the remaining rules in order. The first rule
+that matches decides, as `policy.decide` does for the same words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from ..policy import (
+    DNS_PORT,
+    WITH_PORTS,
+    Action,
+    AnyTarget,
+    Direction,
+    DnsTarget,
+    Group,
+    GroupTarget,
+    NetworkTarget,
+    Policy,
+    Protocol,
+    Rule,
+    Target,
+    embed_ranges,
+)
+from .base import EGRESS_DISPATCH, INGRESS_DISPATCH, STATIC_GROUPS, set_word
+from .names import TABLE
+from .sets import range6
+
+Network = IPv4Network | IPv6Network
+
+_FLOOR_GROUPS = (Group.HOST, Group.METADATA, Group.GUESTS)
+_TEREDO = "2001::/32"
+_TEREDO_CLIENT = "ip6 {side} & ::ffff:ffff"
+_LAYER4 = {Protocol.TCP: "tcp", Protocol.UDP: "udp"}
+_IPV4_ONLY, _IPV6_ONLY = "meta nfproto ipv4", "meta nfproto ipv6"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChains:
+    """The chains of one policy in table inet, each with its rules in order."""
+
+    id: str
+    chains: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def egress(self) -> str:
+        """The chain a guest's own packets enter."""
+        return f"{self.id}-egress"
+
+    @property
+    def ingress(self) -> str:
+        """The chain packets to the guest enter."""
+        return f"{self.id}-ingress"
+
+    def install_text(self) -> str:
+        """One transaction that makes the chains and sends the policy's members there."""
+        names = [name for name, _rules in self.chains]
+        lines = [
+            f"add set inet {TABLE} {members_set(self.id, version)} {{ type ipv{version}_addr; }}"
+            for version in (4, 6)
+        ]
+        lines += [f"add chain inet {TABLE} {name}" for name in names]
+        lines += [f"flush chain inet {TABLE} {name}" for name in names]
+        lines += [
+            f"add rule inet {TABLE} {name} {rule}" for name, rules in self.chains for rule in rules
+        ]
+        return "\n".join(lines) + "\n" + self.dispatch_text()
+
+    def dispatch_text(self) -> str:
+        """The rules that send members to the policy's chains."""
+        low, high = members_set(self.id, 4), members_set(self.id, 6)
+        return (
+            f"add rule inet {TABLE} {EGRESS_DISPATCH} ip saddr @{low} goto {self.egress}\n"
+            f"add rule inet {TABLE} {EGRESS_DISPATCH} ip6 saddr @{high} goto {self.egress}\n"
+            f"add rule inet {TABLE} {INGRESS_DISPATCH} ip daddr @{low} goto {self.ingress}\n"
+            f"add rule inet {TABLE} {INGRESS_DISPATCH} ip6 daddr @{high} goto {self.ingress}\n"
+        )
+
+
+def members_set(policy: str, version: int) -> str:
+    """The set of a policy's guests in one family."""
+    return f"{policy}-members{version}"
+
+
+def removal_text(gone: Iterable[str], kept: Iterable[PolicyChains]) -> str:
+    """One transaction that deletes chains nobody uses, and the members' sets beside them.
+
+    The dispatch is written anew, as a single rule of it could only be named by a handle.
+    """
+    chains = list(gone)
+    policies = dict.fromkeys(policy_of(name) for name in chains)
+    lines = [f"flush chain inet {TABLE} {name}" for name in (EGRESS_DISPATCH, INGRESS_DISPATCH)]
+    lines += [f"flush chain inet {TABLE} {name}" for name in chains]
+    lines += [f"delete chain inet {TABLE} {name}" for name in chains]
+    lines += [
+        f"delete set inet {TABLE} {members_set(policy, version)}"
+        for policy in policies
+        for version in (4, 6)
+    ]
+    return "\n".join(lines) + "\n" + "".join(policy.dispatch_text() for policy in kept)
+
+
+def policy_of(chain: str) -> str:
+    """The policy id that a chain's name begins with."""
+    return "-".join(chain.split("-")[:2])
+
+
+def policy_id(policy: Policy) -> str:
+    """The name that the chains of a policy share: the same for the same meaning in words."""
+    return "policy-" + hashlib.sha256(str(policy).encode()).hexdigest()[:16]
+
+
+def refusal_chain(direction: Direction) -> str:
+    """The chain that refuses, and counts it for the guest."""
+    return "refuse_ingress" if direction is Direction.INGRESS else "refuse_egress"
+
+
+def compile_policy(policy: Policy) -> PolicyChains:
+    """The chains of a policy."""
+    name = policy_id(policy)
+    chains: list[tuple[str, tuple[str, ...]]] = []
+    for direction, default in (
+        (Direction.EGRESS, policy.default_egress),
+        (Direction.INGRESS, policy.default_ingress),
+    ):
+        chains += _Compiler(name, policy, direction, default).chains()
+    return PolicyChains(name, tuple(chains))
+
+
+class _Compiler:
+    """One direction of one policy."""
+
+    def __init__(self, name: str, policy: Policy, direction: Direction, default: Action) -> None:
+        self._egress = direction is Direction.EGRESS
+        self._entry = f"{name}-{direction.value}"
+        self._default = default
+        self._refuse = f"goto {refusal_chain(direction)}"
+        #: The peer's side of the packet.
+        self._side = "daddr" if self._egress else "saddr"
+        self._rules = [
+            (index, rule)
+            for index, rule in enumerate(policy.rules)
+            if rule.direction in (direction, Direction.ANY)
+        ]
+
+    def chains(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The entry chain, and before it a chain for each floor group that a rule opens."""
+        floors = [(group, self._floor(group)) for group in _FLOOR_GROUPS]
+        opened = [(self._floor_name(g), tuple(rules)) for g, rules in floors if rules]
+        entry = []
+        for group, rules in floors:
+            verdict = f"goto {self._floor_name(group)}" if rules else self._refuse
+            entry += [f"{match} {verdict}" for match in self._floor_match(group)]
+        entry += [f"{match} {self._refuse}" for match in self._set("unroutable")]
+        for index, rule in self._rules:
+            entry += self._rule(index, rule)
+        allowed = self._default is Action.ALLOW
+        entry.append(self._pass(forwarded=True) if allowed else self._refuse)
+        return [*opened, (self._entry, tuple(entry))]
+
+    def _floor_name(self, group: Group) -> str:
+        return f"{self._entry}-{group.value}"
+
+    def _pass(self, *, forwarded: bool) -> str:
+        """What allowing means: egress still has to leave by the right door."""
+        return "goto leave" if self._egress and forwarded else "accept"
+
+    # -- the floor ---------------------------------------------------------------------------
+
+    def _floor(self, group: Group) -> list[str]:
+        """Rules for peers of a floor group; empty where no rule opens it."""
+        rules = [(index, rule) for index, rule in self._rules if self._concerns(rule, group)]
+        if not any(rule.action is Action.ALLOW for _index, rule in rules):
+            return []
+        lines = [
+            line
+            for index, rule in rules
+            for line in self._lines(
+                index, rule, self._floor_target(rule.target), forwarded=group is not Group.HOST
+            )
+        ]
+        return [*lines, self._refuse]
+
+    def _concerns(self, rule: Rule, group: Group) -> bool:
+        """Whether a rule may match peers of a floor group: deny by any words, allow by its name."""
+        if isinstance(rule.target, GroupTarget):
+            return rule.target.group is group
+        if isinstance(rule.target, DnsTarget):
+            return self._egress
+        return rule.action is Action.DENY
+
+    def _floor_target(self, target: Target) -> list[str]:
+        if isinstance(target, GroupTarget):
+            return [""] if target.within is None else self._network(target.within)
+        return self._target(target)
+
+    def _floor_match(self, group: Group) -> list[str]:
+        if group is Group.HOST:
+            side = self._side
+            return [
+                f"fib {side} type local",
+                f"ip6 {side} @host_embedded6",
+                f"ip6 {side} {_TEREDO} {_TEREDO_CLIENT.format(side=side)} @host_teredo",
+            ]
+        return self._group(group)
+
+    # -- rules -------------------------------------------------------------------------------
+
+    def _rule(self, index: int, rule: Rule) -> list[str]:
+        """A rule where the peer is in no floor group."""
+        target = rule.target
+        if isinstance(target, GroupTarget) and target.group not in STATIC_GROUPS:
+            return []  # of the floor, which has chains of its own, or unroutable
+        return self._lines(index, rule, self._target(target), forwarded=True)
+
+    def _lines(self, index: int, rule: Rule, targets: list[str], forwarded: bool) -> list[str]:
+        allowed = rule.action is Action.ALLOW
+        verdict = self._pass(forwarded=forwarded) if allowed else self._refuse
+        return [
+            " ".join(part for part in (target, service, "counter", verdict) if part)
+            + f' comment "rule {index}"'
+            for service in _services(rule)
+            for target in targets
+            if not _contradict(target, service)
+        ]
+
+    def _target(self, target: Target) -> list[str]:
+        if isinstance(target, AnyTarget):
+            return [""]
+        if isinstance(target, DnsTarget):
+            # Who may be asked depends on the network, so the asker is part of the key.
+            if not self._egress:
+                return []
+            return ["ip saddr . ip daddr @resolver4", "ip6 saddr . ip6 daddr @resolver6"]
+        if isinstance(target, NetworkTarget):
+            return self._network(target.network)
+        if isinstance(target, GroupTarget):
+            return self._group(target.group)
+        raise TypeError(f"no nftables words for {target!r}")
+
+    def _group(self, group: Group) -> list[str]:
+        return self._set(set_word(group))
+
+    def _set(self, word: str) -> list[str]:
+        side = self._side
+        return [
+            f"ip {side} @{word}4",
+            f"ip6 {side} @{word}6",
+            f"ip6 {side} {_TEREDO} {_TEREDO_CLIENT.format(side=side)} @{word}_teredo",
+        ]
+
+    def _network(self, network: Network) -> list[str]:
+        side = self._side
+        if isinstance(network, IPv6Network):
+            return [f"ip6 {side} {network}"]
+        lo, hi = int(network.network_address), int(network.broadcast_address)
+        embedded = ", ".join(range6(*part) for part in embed_ranges(lo, hi))
+        client = range6(*_inverted(lo, hi))
+        return [
+            f"ip {side} {network}",
+            f"ip6 {side} {{ {embedded} }}",
+            f"ip6 {side} {_TEREDO} {_TEREDO_CLIENT.format(side=side)} {client}",
+        ]
+
+
+def _inverted(lo: int, hi: int) -> tuple[int, int]:
+    """A range of IPv4 addresses as Teredo hides them (RFC 4380 section 4)."""
+    mask = int(IPv4Address("255.255.255.255"))
+    return hi ^ mask, lo ^ mask
+
+
+def _services(rule: Rule) -> list[str]:
+    """Protocols and ports, as alternatives; an empty one is any."""
+    if isinstance(rule.target, DnsTarget):
+        return _dns_services(rule)
+    if not rule.protocols:
+        return [""]
+    found = []
+    with_ports = [_LAYER4[p] for p in rule.protocols if p in WITH_PORTS]
+    if with_ports:
+        found.append(_transport(with_ports, rule))
+    # ICMP of the other family is just another protocol, which no rule has a word for.
+    if Protocol.ICMPV4 in rule.protocols:
+        found.append(f"{_IPV4_ONLY} meta l4proto icmp")
+    if Protocol.ICMPV6 in rule.protocols:
+        found.append(f"{_IPV6_ONLY} meta l4proto ipv6-icmp")
+    return found
+
+
+def _dns_services(rule: Rule) -> list[str]:
+    """Port 53 of TCP and UDP, as far as the rule leaves it."""
+    protocols = [_LAYER4[p] for p in WITH_PORTS if not rule.protocols or p in rule.protocols]
+    if not protocols or (rule.ports and not any(DNS_PORT in ports for ports in rule.ports)):
+        return []
+    return [f"meta l4proto {_any_of(protocols)} th dport {DNS_PORT}"]
+
+
+def _transport(protocols: list[str], rule: Rule) -> str:
+    words = f"meta l4proto {_any_of(protocols)}"
+    if rule.ports:
+        words += f" th dport {_any_of([str(ports) for ports in rule.ports])}"
+    return words
+
+
+def _any_of(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else "{ " + ", ".join(words) + " }"
+
+
+def _contradict(target: str, service: str) -> bool:
+    """Whether a target of one family is combined with ICMP of the other, which nft refuses."""
+    wrong = _IPV4_ONLY if target.startswith("ip6 ") else _IPV6_ONLY
+    return bool(target) and service.startswith(wrong)

@@ -1,0 +1,31 @@
+"""Names and numbers by which guestnet's part of the kernel's state is known to be guestnet's."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+TABLE = "guestnet"
+
+#: Link groups ("gnt" and a number). What a device may do follows from its group, so the rules need
+#: no list of devices. The low byte's high half says which checks apply.
+GROUP_ROUTED = 0x676E7410  # a routed guest's device: identity and policy are checked here
+GROUP_BRIDGE = 0x676E7411  # a bridge: its ports checked identity, policy is checked here
+GROUP_PORT = 0x676E7420  # a guest's port on a bridge: identity is checked here
+GROUP_RETIRED = 0x676E74F0  # detached, waiting to be deleted: nothing passes
+GROUP_POLICED_MASK = 0xFFFFFFF0
+
+#: The prefix of device names that guestnet chooses, as nft and iptables both match it.
+DEVICE_PREFIX = "gn"
+
+
+class Family(IntEnum):
+    """Netfilter families of our tables (NFPROTO_*, linux/netfilter.h)."""
+
+    INET = 1
+    ARP = 3
+    BRIDGE = 7
+
+    @property
+    def word(self) -> str:
+        """As nft writes it."""
+        return self.name.lower()

@@ -1,0 +1,213 @@
+"""Where an instance lives and what it starts with: options, environment, file, defaults.
+
+Options override the environment, which overrides the file. Every error names what it is about as
+its owner wrote it: `GUESTNET_RUN_DIR=''`, or `guestnet.toml: network.ci.mtu=70000`. This module
+stays light, because every command of the command line begins with it: the models are imported when
+there are networks to read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .model import NetworkSpec
+
+DEFAULT_STATE_DIR = Path("/var/lib/guestnet")
+DEFAULT_RUN_DIR = Path("/run/guestnet")
+DEFAULT_CONFIG = Path("/etc/guestnet/guestnet.toml")
+SOCKET_NAME = "guestnet.sock"
+#: sun_path of sockaddr_un is 108 bytes with its terminating zero (linux/un.h).
+SOCKET_PATH_MAX_BYTES = 107
+
+#: Settings that are one text each, and the variable that overrides the file's.
+VARIABLES: Mapping[str, str] = {
+    "state_dir": "GUESTNET_STATE_DIR",
+    "run_dir": "GUESTNET_RUN_DIR",
+    "site": "GUESTNET_SITE",
+    "socket_group": "GUESTNET_SOCKET_GROUP",
+}
+CONFIG_VARIABLE = "GUESTNET_CONFIG"
+_NETWORKS = "network"
+#: The network that the variables of `NetworkSpec.from_env` are about.
+_DEFAULT_NETWORK = "default"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One instance's settings; `load` reads them, paths come out absolute."""
+
+    #: What must survive a restart of the daemon: the leases.
+    state_dir: Path = DEFAULT_STATE_DIR
+    #: Socket, pid and log; may go when the machine goes down.
+    run_dir: Path = DEFAULT_RUN_DIR
+    #: The file that was read, if there was one.
+    config: Path | None = None
+    #: Network namespace (name or path) to work in; `None` is the daemon's own.
+    site: str | None = None
+    #: Group (name or number) whose members may use the socket; `None` is root alone.
+    socket_group: str | None = None
+    #: The file's `[network.NAME]` tables, as they were written.
+    tables: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        config: str | Path | None = None,
+        **options: str | Path | None,
+    ) -> Self:
+        """Read the settings; `options` are state_dir, run_dir, site and socket_group.
+
+        Raises `ConfigError`, also when a file that was asked for by name cannot be read.
+        """
+        environ = dict(os.environ if environ is None else environ)
+        file = _config_file(config, environ)
+        written = _read(file) if file is not None else {}
+        found: dict[str, str] = {}
+        for key, variable in VARIABLES.items():
+            text = _chosen(key, options.get(key), variable, environ, written, file)
+            if text is not None:
+                found[key] = text
+        return cls(
+            state_dir=_absolute(found.get("state_dir", DEFAULT_STATE_DIR)),
+            run_dir=_absolute(found.get("run_dir", DEFAULT_RUN_DIR)),
+            config=file,
+            site=found.get("site"),
+            socket_group=found.get("socket_group"),
+            tables=_tables(written, file),
+            environ=environ,
+        )
+
+    @property
+    def socket(self) -> Path:
+        """The daemon's socket; `ConfigError` if its path is longer than the kernel takes."""
+        path = self.run_dir / SOCKET_NAME
+        size = len(os.fsencode(path))
+        if size > SOCKET_PATH_MAX_BYTES:
+            raise ConfigError(
+                "run_dir",
+                str(self.run_dir),
+                f"a socket's path has at most {SOCKET_PATH_MAX_BYTES} bytes, {path} has {size}",
+            )
+        return path
+
+    @cached_property
+    def networks(self) -> tuple[NetworkSpec, ...]:
+        """The networks of the file, checked; the daemon creates those that are missing."""
+        return tuple(self._network(name, table) for name, table in self.tables.items())
+
+    def _network(self, name: str, table: object) -> NetworkSpec:
+        from .model import NetworkSpec
+
+        where = f"{self.config.name if self.config else CONFIG_VARIABLE}: {_NETWORKS}.{name}"
+        if not isinstance(table, dict):
+            raise ConfigError(where, table, "is a table: [network.NAME]")
+        if "name" in table:
+            raise ConfigError(f"{where}.name", table["name"], "the table's own name is the name")
+        try:
+            data = {**_network_data(table), "name": name}
+            if name == _DEFAULT_NETWORK:
+                return NetworkSpec.from_env(self.environ, **data)
+            return NetworkSpec(**data)
+        except ConfigError as error:
+            if error.key in self.environ:
+                raise
+            raise ConfigError(f"{where}.{error.key}", error.value, error.expected) from None
+
+
+def _network_data(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table in `NetworkSpec`'s terms: TOML has no null, and a policy may be a table."""
+    from .policy import parse_policy
+
+    data = dict(table)
+    for family in ("ipv4", "ipv6"):
+        if data.get(family) == "none":
+            data[family] = None
+    if "policy" in data:
+        # Text stays as its owner wrote it, comments and all; reading it here finds its errors.
+        policy = parse_policy(data["policy"])
+        if not isinstance(data["policy"], str):
+            data["policy"] = str(policy)
+    return data
+
+
+def _config_file(option: str | Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to read; the default one need not exist, one that was named must."""
+    if option is not None:
+        return _absolute(_text("config", str(option)))
+    if CONFIG_VARIABLE in environ:
+        return _absolute(_text(CONFIG_VARIABLE, environ[CONFIG_VARIABLE]))
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config", str(file), error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("config", str(file), f"is not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("config", str(file), f"is not TOML: {error}") from None
+    known = [*VARIABLES, _NETWORKS]
+    for key, value in data.items():
+        if key not in known:
+            raise ConfigError(f"{file.name}: {key}", value, f"no such key{_near(key, known)}")
+    return data
+
+
+def _near(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _chosen(
+    key: str,
+    option: str | Path | None,
+    variable: str,
+    environ: Mapping[str, str],
+    written: Mapping[str, Any],
+    file: Path | None,
+) -> str | None:
+    if option is not None:
+        return _text(key, str(option))
+    if variable in environ:
+        return _text(variable, environ[variable])
+    if key in written:
+        return _text(f"{file.name if file else 'config'}: {key}", written[key])
+    return None
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(key, value, "is text")
+    if not value.strip():
+        raise ConfigError(key, value, "is set but empty; unset it")
+    if "\0" in value:
+        raise ConfigError(key, value, "has a NUL")
+    return value
+
+
+def _tables(written: Mapping[str, Any], file: Path | None) -> Mapping[str, Any]:
+    tables = written.get(_NETWORKS, {})
+    if not isinstance(tables, dict):
+        where = f"{file.name if file else 'config'}: {_NETWORKS}"
+        raise ConfigError(where, tables, "networks are tables: [network.NAME]")
+    return tables
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(path).expanduser().absolute()
