@@ -81,7 +81,7 @@ class Kernel:
                 assert device.name in self.devices
                 self.devices[device.name] = seen_device(device)
             case Retire(name):
-                self.devices[name] = replace(self.devices[name], group=GROUP_RETIRED)
+                del self.devices[name]
             case Admit(elements):
                 self.elements |= set(elements)
             case Expel(elements):

@@ -104,9 +104,10 @@ def _devices(desired: Desired, observed: Observed) -> Iterator[Step]:
             yield MakeDevice(device)
         elif reason := _difference(device, seen):
             yield Configure(device, reason)
+    wanted |= {bridge.name for bridge in desired.bridges}
     for seen in observed.devices.values():
         # What was retired and not deleted yet is retired once more: its deletion follows.
-        if seen.group == GROUP_RETIRED or (seen.group in _GUEST_GROUPS and seen.name not in wanted):
+        if seen.group in (GROUP_RETIRED, *_GUEST_GROUPS) and seen.name not in wanted:
             yield Retire(seen.name)
 
 
