@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Network
@@ -22,6 +23,10 @@ from .tap.ioctl import Ioctl, TunFlag, pack_flags
 
 _TUN = "/dev/net/tun"
 _MULTICAST_IPV6 = IPv6Network("ff00::/8")
+#: The kernel needs some milliseconds; a machine so busy that it needs more loses a guest's first
+#: packets, not the guest.
+_DELIVERY_TIMEOUT_S = 1.0
+_DELIVERY_POLL_S = 0.0005
 
 
 def make_guest_device(route: NetlinkSocket, device: GuestDevice) -> None:
@@ -29,7 +34,7 @@ def make_guest_device(route: NetlinkSocket, device: GuestDevice) -> None:
     if device.netns is None:
         _make_tap(route, device)
         with _deleted_on_error(route, device.name):
-            configure(route, device)
+            configure(route, device, new=True)
         return
     fd = netns.open_netns(device.netns)
     try:
@@ -37,13 +42,14 @@ def make_guest_device(route: NetlinkSocket, device: GuestDevice) -> None:
             raise ConfigError("netns", device.netns, "is the namespace that guestnet works in")
         _make_veth(route, device, fd)
         with _deleted_on_error(route, device.name):
-            configure(route, device)
+            configure(route, device, new=True)
             _configure_inside(device, fd)
             # Asked for their index, they take note of their carrier now, not within a second:
-            # until then IPv6 routes by them are dead.
+            # until then they drop what they are to send.
             for name in (device.name, device.master):
                 if name:
                     link.index_of(route, name)
+            _await_delivery(route, device.addresses)
     finally:
         os.close(fd)
 
@@ -115,7 +121,7 @@ def _make_veth(route: NetlinkSocket, device: GuestDevice, netns_fd: int) -> None
         raise
 
 
-def configure(route: NetlinkSocket, device: GuestDevice) -> None:
+def configure(route: NetlinkSocket, device: GuestDevice, *, new: bool = False) -> None:
     """Bring a standing device to what it should be. Repeating it disturbs no traffic."""
     index = _index(route, device.name)
     master = _index(route, device.master) if device.master else None
@@ -139,8 +145,9 @@ def configure(route: NetlinkSocket, device: GuestDevice) -> None:
     messages.append(link.set_link(device.name, index=index, up=True))
     messages += [routing.add_address(device.name, index, address) for address in device.addresses]
     messages += [routing.add_route(device.name, index, prefix) for prefix in device.routes]
-    if device.routes:
-        # Nothing is multicast to a guest, and the kernel keeps these routes in one long list.
+    if new and device.routes and device.netns is None:
+        # The kernel keeps these routes in one long list, and makes this one anew when a VMM opens
+        # the TAP. One of a device that has its carrier it would not: neighbour discovery needs it.
         messages.append(
             routing.delete_route(device.name, index, _MULTICAST_IPV6, routing.RT_TABLE_LOCAL)
         )
@@ -174,6 +181,16 @@ def _configure_inside(device: GuestDevice, netns_fd: int) -> None:
         messages += [routing.add_default_route(name, index, g) for g in device.gateways]
         route.request(messages)
         link.index_of(route, name)
+        _await_delivery(route, device.guest_addresses)
+
+
+def _await_delivery(route: NetlinkSocket, addresses: Iterable[routing.Interface]) -> None:
+    """Wait until IPv6 addresses work: a guest in a namespace may send its first packet at once."""
+    deadline = time.monotonic() + _DELIVERY_TIMEOUT_S
+    for address in addresses:
+        if address.version == 6:
+            while not routing.is_delivered(route, address.ip) and time.monotonic() < deadline:
+                time.sleep(_DELIVERY_POLL_S)
 
 
 def make_bridge(route: NetlinkSocket, bridge: BridgeDevice) -> None:

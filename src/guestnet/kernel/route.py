@@ -34,7 +34,7 @@ NUD_PERMANENT = 0x80
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 9, 15
 RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 RTM_F_FIB_MATCH = 0x2000
-RTPROT_BOOT, RTN_UNICAST = 3, 1
+RTPROT_BOOT, RTN_UNICAST, RTN_LOCAL = 3, 1, 2
 #: Says in `ip route` that a route is guestnet's; no daemon of the field uses the number.
 RTPROT_GUESTNET = 0xE7
 
@@ -132,6 +132,20 @@ def addresses(route: NetlinkSocket) -> list[tuple[int, Interface]]:
         if packed:
             found.append((index, ipaddress.ip_interface((packed, prefix))))
     return found
+
+
+def is_delivered(route: NetlinkSocket, address: Address) -> bool:
+    """Whether packets to an address of this namespace are its own already.
+
+    An IPv6 address is not answered for until a moment after it was given: a worker of the kernel makes its
+    local route (addrconf_dad_work), and until then packets to it are forwarded, or lost.
+    """
+    body = _ROUTE.pack(_family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    body += attribute(RTA_DST, address.packed)
+    unreachable = (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    message = Message(RTM_GETROUTE, 0, body, "RTM_GETROUTE", str(address), unreachable)
+    kind, answer = route.ask(message)
+    return kind == RTM_NEWROUTE and _ROUTE.unpack_from(answer)[7] == RTN_LOCAL
 
 
 @dataclass(frozen=True, slots=True)
