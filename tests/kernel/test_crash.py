@@ -44,6 +44,7 @@ DEATHS = 100
 #: Between the child's first call and its death.
 SHORTEST_S, LONGEST_S = 0.001, 0.060
 LIVE_POLICY = "public"
+UPGRADES = 10
 
 #: Asks a UDP echo server over both families every 4 ms and tells, once its stdin ends, how many
 #: questions went unanswered.
@@ -314,7 +315,7 @@ def test_a_live_guest_does_not_notice_that_the_base_is_replaced(
         for number in range(20):
             host.attach(f"vm-{number}")
     with talking(world) as end:
-        for _upgrade in range(10):
+        for _upgrade in range(UPGRADES):
             make_the_base_look_old(site)
             time.sleep(0.05)
             with Host.open(state, site=str(site.path)) as host:

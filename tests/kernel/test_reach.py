@@ -387,7 +387,8 @@ class TestBetweenGuests:
                 ):
                     outside.ip(f"route add {target} via {via} src {address}")
                 assert_none_open(outside, doors(targets))
-            finally:  # the routes go with the addresses
+            finally:
+                outside.ip(*(f"route del {target}" for target in targets))
                 outside.ip(*(f"address del {address} dev site0" for address in forged))
             assert town.visited() == []
             for address in forged:

@@ -42,9 +42,8 @@ class Explainer:
         other = self._ledger.holder_of_address(peer)
         if self._is_on_its_bridge(attachment, peer):
             return self._at_layer_2(attachment)
-        verdict = decide(
-            read_policy(attachment.policy), way, kind, peer, port, self._places(attachment, peer)
-        )
+        places = self._places(attachment, peer)
+        verdict = decide(read_policy(attachment.policy), way, kind, peer, port, places)
         if verdict.allowed and kind is _FOREIGN_ICMP[peer.version]:
             return Verdict(
                 Action.DENY, None, "invalid", verdict.group,
@@ -55,6 +54,12 @@ class Explainer:
         mine = attachment.ipv4 if peer.version == 4 else attachment.ipv6
         if other is not None and mine is not None:
             return self._at_the_other_end(other, way, mine.ip, kind, port, verdict)
+        if way is Direction.INGRESS and self._is_impostor(verdict, peer, places):
+            return Verdict(
+                Action.DENY, None, "spoofed", verdict.group,
+                f"`{verdict.text}` allows group {verdict.group}, but {peer} is no address of it now: "
+                "what claims it comes from outside",
+            )  # fmt: skip
         if way is Direction.INGRESS or verdict.group is Group.HOST:
             return verdict
         if verdict.group is Group.GUESTS:
@@ -63,6 +68,13 @@ class Explainer:
                 f"`{verdict.text}` allows it, but no guest has the address {peer}",
             )  # fmt: skip
         return self._leaving(attachment, peer, verdict)
+
+    @staticmethod
+    def _is_impostor(verdict: Verdict, peer: Address, places: Places) -> bool:
+        """Whether a source that no guest has claims to be one, or an embedded form the host."""
+        return verdict.group is Group.GUESTS or (
+            verdict.group is Group.HOST and peer not in places.host
+        )
 
     def _is_on_its_bridge(self, attachment: Attachment, peer: Address) -> bool:
         """Whether an address is a guest's, or nobody's, on the bridge of this very guest."""

@@ -195,6 +195,13 @@ invalid : goto invalid, untracked : goto invalid }}
     jump {EGRESS_DISPATCH}
     goto refuse_egress
   }}
+  chain impostor {{
+    ip saddr @guests4 counter name spoofed_ipv4 drop
+    ip6 saddr @guests6 counter name spoofed_ipv6 drop
+    ip6 saddr @host_embedded6 counter name spoofed_ipv6 drop
+    ip6 saddr 2001::/32 ip6 saddr & ::ffff:ffff @guests_teredo counter name spoofed_ipv6 drop
+    ip6 saddr 2001::/32 ip6 saddr & ::ffff:ffff @host_teredo counter name spoofed_ipv6 drop
+  }}
   chain prerouting {{
     type filter hook prerouting priority {_BEFORE_DEFRAGMENTATION}; policy accept;
     meta iifgroup {GROUP_RETIRED:#x} counter name retired drop
@@ -210,6 +217,7 @@ counter name spoofed_ipv6 drop
     meta oifgroup {GROUP_RETIRED:#x} counter name retired drop
     meta oifgroup {_POLICED} meta nfproto ipv4 fib saddr type local counter name spoofed_ipv4 drop
     meta oifgroup {_POLICED} meta nfproto ipv6 fib saddr type local counter name spoofed_ipv6 drop
+    meta oifgroup {_POLICED} meta iifgroup {_NOT_POLICED} jump impostor
     meta iifgroup {_POLICED} {_CLAMP}
     meta oifgroup {_POLICED} {_CLAMP}
     meta iifgroup {_POLICED} jump from_guest
