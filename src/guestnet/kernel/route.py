@@ -137,8 +137,8 @@ def addresses(route: NetlinkSocket) -> list[tuple[int, Interface]]:
 def is_delivered(route: NetlinkSocket, address: Address) -> bool:
     """Whether packets to an address of this namespace are its own already.
 
-    An IPv6 address is not answered for until a moment after it was given: a worker of the kernel makes its
-    local route (addrconf_dad_work), and until then packets to it are forwarded, or lost.
+    An IPv6 address is not answered for until a moment after it was given: a worker of the kernel
+    makes its local route (addrconf_dad_work), and until then packets to it are forwarded, or lost.
     """
     body = _ROUTE.pack(_family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     body += attribute(RTA_DST, address.packed)
