@@ -57,8 +57,8 @@ class Explainer:
         if way is Direction.INGRESS and self._is_impostor(verdict, peer, places):
             return Verdict(
                 Action.DENY, None, "spoofed", verdict.group,
-                f"`{verdict.text}` allows group {verdict.group}, of which {peer} is no address now: "
-                "what claims to be it comes from outside",
+                f"`{verdict.text}` allows group {verdict.group}, but {peer} is no address of it: "
+                "whoever claims it comes from outside",
             )  # fmt: skip
         if way is Direction.INGRESS or verdict.group is Group.HOST:
             return verdict
