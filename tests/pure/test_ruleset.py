@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-import time
+import sys
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
@@ -184,22 +184,29 @@ def large_policy(count: int) -> Policy:
     return parse_policy(",".join(texts))
 
 
-def test_ten_thousand_rules_compile_within_a_second_of_cpu_time() -> None:
-    policy = large_policy(MAX_RULES)
-    begun = time.process_time()
-    text = compile_policy(policy).install_text()
-    assert time.process_time() - begun < 1.0
-    assert text.count('"rule ') >= MAX_RULES
+def calls_of_compiling(count: int) -> int:
+    """Function calls that compiling takes: its cost, whatever else the machine is doing."""
+    policy, calls = large_policy(count), 0
+
+    def tick(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(tick)
+    try:
+        compile_policy(policy)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_the_largest_policy_compiles_to_a_few_lines_a_rule() -> None:
+    text = compile_policy(large_policy(MAX_RULES)).install_text()
+    assert MAX_RULES <= text.count('"rule ') <= 3 * MAX_RULES
 
 
 def test_compiling_costs_by_the_rule() -> None:
-    def cpu_s(count: int) -> float:
-        policy = large_policy(count)
-        begun = time.process_time()
-        compile_policy(policy)
-        return time.process_time() - begun
-
-    assert cpu_s(8000) < 8 * 4 * max(cpu_s(1000), 0.005)
+    assert calls_of_compiling(4000) < 1.1 * 4 * calls_of_compiling(1000)
 
 
 # --- places ---------------------------------------------------------------------------------------
