@@ -440,6 +440,35 @@ class Usage(Value):
     refused: int
 
 
+class Decision(Value):
+    """One thing that was decided about a guest: a flow that ended, a question, a refusal."""
+
+    #: Seconds since the epoch, when it was decided.
+    time: float
+    guest: GuestId
+    network: NetworkName
+    #: `flow` for a connection through the gateway, `dns` for a question.
+    kind: Literal["flow", "dns"]
+    protocol: Literal["tcp", "udp"]
+    #: The name asked for, spoken (SNI, Host) or pinned; empty when none is known.
+    name: Annotated[str, Field(max_length=255)] = ""
+    #: The other end; empty for a question.
+    address: IPv4Address | IPv6Address | None = None
+    port: Annotated[int, Field(ge=0, le=65535)]
+    verdict: Literal["allow", "deny"]
+    #: Text of the deciding rule, or the default or limit that decided.
+    rule: Annotated[str, Field(max_length=1024)]
+    #: Its position in the policy, from 0; `None` when no rule decided.
+    rule_index: int | None = None
+    reason: Annotated[str, Field(max_length=2048)] = ""
+    #: Bytes from the guest, and to it.
+    bytes_up: int = 0
+    bytes_down: int = 0
+    duration_s: float = 0.0
+    #: Decisions like this one that were left out since the last that was told.
+    omitted: int = 0
+
+
 class Finding(Value):
     """One thing `doctor` looked at."""
 

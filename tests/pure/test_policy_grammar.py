@@ -17,6 +17,7 @@ from guestnet.policy import (
     Action,
     AnyTarget,
     Direction,
+    DomainTarget,
     Group,
     GroupTarget,
     NetworkTarget,
@@ -62,6 +63,22 @@ def words(text: str) -> list[str]:
         ("allow@public:any:443", "allow@public:tcp+udp:443"),
         ("allow@public:tcp:80-90+85-95+96+443", "allow@public:tcp:80-96+443"),
         ("allow@any:tcp+tcp", "allow@any:tcp"),
+        ("allow@1.2.3.4:443", "allow@1.2.3.4:tcp+udp:443"),
+        ("allow@host:443+8443", "allow@host:tcp+udp:443+8443"),
+        ("allow@[::1]:1-1024", "allow@[::1]:tcp+udp:1-1024"),
+        ("allow@host=10.0.0.1:80", "allow@host=10.0.0.1:tcp+udp:80"),
+        ("allow@api.openai.com", "allow@api.openai.com"),
+        ("allow@API.OpenAI.com.:443", "allow@api.openai.com:tcp+udp:443"),
+        ("allow@*.x.test:443,deny@ads.x.test", "allow@*.x.test:tcp+udp:443,deny@ads.x.test"),
+        ("allow:egress@suffix=x.test:tcp", "allow@*.x.test:tcp"),
+        ("deny@domain=x.test:icmpv4", "deny@x.test:icmpv4"),
+        ("allow@domain=localbox:80", "allow@domain=localbox:tcp+udp:80"),
+        ("allow@domain=public", "allow@domain=public"),
+        ("allow@suffix=com,deny@*.any", "allow@*.com,deny@*.any"),
+        ("allow@domain=1.2-3", "allow@domain=1.2-3"),
+        ("allow@face.b:443", "allow@face.b:tcp+udp:443"),
+        ("allow@b\u00fccher.de", "allow@xn--bcher-kva.de"),
+        ("allow@_sip._tcp.x.test", "allow@_sip._tcp.x.test"),
         ("  allow@dns , allow@public\t", "allow@dns,allow@public"),
         ("allow@dns,\n  allow@public # the web\r\n# end\n", "allow@dns,allow@public"),
         ("allow@dns\nallow@public\n\n", "allow@dns,allow@public"),
@@ -129,12 +146,33 @@ def test_every_part_lands_in_its_place() -> None:
         ("allow@publc", 6, "unknown target 'publc'", "'public'"),
         ("allow@Public", 6, "unknown target", "lower case: 'public'"),
         ("allow@none", 6, "unknown target", "whole policy"),
-        ("allow@host:443", 11, "'443' is not a protocol", "allow@host:tcp:443"),
-        ("allow@[::1]:80-90", 12, "not a protocol", "allow@[::1]:tcp:80-90"),
-        ("allow@example.com:443", 6, "names are not supported yet", ""),
-        ("allow@*.example.com", 6, "names are not supported yet", ""),
-        ("allow@domain=example.com", 6, "names are not supported yet", ""),
-        ("allow@suffix=com", 6, "names are not supported yet", ""),
+        ("allow@host:443:tcp", 15, "protocols stand before them", "tcp:443"),
+        ("allow@host:443:80", 15, "nothing follows the ports", ""),
+        ("allow@host:443:", 15, "nothing follows the ports", ""),
+        ("allow@host:443+any", 15, "not a port: 'any'", "alone"),
+        ("allow@[::1]:90-80", 12, "reversed", "80-90"),
+        ("allow@publik", 6, "unknown target 'publik'", "'public'"),
+        ("allow@localbox", 6, "unknown target 'localbox'", "domain=name"),
+        ("allow@localbox.:443", 6, "unknown target 'localbox.'", "domain=name"),
+        ("allow@example..com", 6, "not a name: 'example..com'", "1 to 63"),
+        ("allow@example.com/24", 6, "not a name", "letters, digits"),
+        ("allow@https://example.com", 6, "a URL is no target", "api.example.com:443"),
+        ("allow@[example.com]", 7, "not an IPv6 address", "IPv6 only"),
+        ("allow@example.1", 6, "not a name", "ends in a number"),
+        ("allow@x.0x1", 6, "not a name", "ends in a number"),
+        ("allow@domain=1.2.3.4", 13, "not a name: '1.2.3.4'", "an address is no name"),
+        ("allow@domain=", 13, "not a name: ''", "api.example.com"),
+        ("allow@domain=*.x.com", 13, "'*.' stands alone", "suffix=x.com"),
+        ("allow@suffix=*.x.com", 13, "'*.' stands alone", "suffix=x.com"),
+        ("allow@*.*.com", 8, "'*.' stands alone", "suffix=com"),
+        ("allow@*.", 8, "not a name: ''", "api.example.com"),
+        ("allow@*", 6, "unknown target '*'", "'any'"),
+        ("allow@sufix=x.com", 6, "unknown target 'sufix='", "'suffix'"),
+        ("allow@a." + "b" * 64, 6, "not a name", "1 to 63"),
+        ("allow@\u0301a.com", 6, "not a name", "IDNA"),
+        ("allow:any@example.com", 6, "a rule by name is egress", ""),
+        ("deny:ingress@*.com", 5, "a rule by name is egress", ""),
+        ("allow@example.com:icmpv4:80", 25, "only tcp and udp", ""),
         ("allow@hots=10.0.0.1", 6, "unknown target 'hots='", "'host'"),
         ("allow@private=10.0.0.0/8", 6, "'private' cannot be narrowed", "alone"),
         ("allow@host=example.com", 11, "takes an address or network", "host=10.0.0.1"),
@@ -226,11 +264,16 @@ def test_a_table_reads_as_its_text() -> None:
                 "ports": ["1-9", "any"][:1],
             },
             {"action": "deny", "target": "[::1]", "protocols": ["any"], "ports": ["any"]},
+            {"action": "allow", "target": "*.X.test", "protocols": ["tcp"]},
+            {"action": "allow", "domain": "localbox", "ports": [443]},
+            {"action": "deny", "suffix": "x.test"},
+            "allow@y.test:443",
         ],
     }
     assert str(parse_policy(table)) == (
         "default_ingress=allow,allow@dns,allow@public,deny@10.0.0.0/8,allow@host=10.0.0.1:tcp:8080,"
-        "deny:any@[fd00::/8]:tcp+udp:1-9,deny@[::1]"
+        "deny:any@[fd00::/8]:tcp+udp:1-9,deny@[::1],allow@*.x.test:tcp,"
+        "allow@domain=localbox:tcp+udp:443,deny@*.x.test,allow@y.test:tcp+udp:443"
     )
 
 
@@ -255,6 +298,23 @@ def test_a_list_reads_as_its_items() -> None:
         ({"rules": ["allow@dns", "allow@publc"]}, "policy.rules[1]: unknown target 'publc'"),
         ({"rules": [{"target": "any"}]}, "policy.rules[0].action=None: is required"),
         ({"rules": [{"action": "allow"}]}, "policy.rules[0].target=None: is required"),
+        (
+            {"rules": [{"action": "allow", "domain": "a.b", "suffix": "b"}]},
+            "policy.rules[0].suffix='b': stands in the place of domain",
+        ),
+        (
+            {"rules": [{"action": "allow", "target": "any", "domain": "a.b"}]},
+            "policy.rules[0].domain='a.b': stands in the place of target",
+        ),
+        (
+            {"rules": [{"action": "allow", "domain": "*.b"}]},
+            "policy.rules[0].domain: '*.' stands alone",
+        ),
+        ({"rules": [{"action": "allow", "suffix": 1}]}, "policy.rules[0].suffix=1: is text"),
+        (
+            {"rules": [{"action": "allow", "domain": "a.b", "direction": "any"}]},
+            "policy.rules[0].direction='any': a rule by name is egress",
+        ),
         ({"rules": [{"action": 1, "target": "any"}]}, "policy.rules[0].action=1: is text"),
         (
             {"rules": [{"action": "allow", "target": "any", "port": 1}]},
@@ -349,6 +409,10 @@ def test_values_are_checked_without_a_text() -> None:
     with pytest.raises(ConfigError):
         NetworkTarget(IPv6Network("fe80::1%eth0"))
     with pytest.raises(ConfigError):
+        DomainTarget("1.2.3.4")
+    with pytest.raises(ConfigError, match="by name is egress"):
+        Rule(Action.ALLOW, Direction.ANY, DomainTarget("x.test"))
+    with pytest.raises(ConfigError):
         Rule(
             Action.ALLOW,
             Direction.EGRESS,
@@ -363,6 +427,7 @@ def test_values_are_checked_without_a_text() -> None:
 _WORDS = words("""
     allow deny egress any : : @ @ = + - , , # tcp udp icmpv4 80 443 0 65536 public none all host
     meta dns [ ] ::1 fd00:: /8 /32 10.0.0.1 10.0.0.0/8 . * default_egress A
+    x.test *. domain suffix domain= suffix= xn--
 """)
 _PIECES = st.sampled_from([*_WORDS, "\n", " ", "\u00e9", "\ud800"])
 
@@ -399,6 +464,8 @@ _VALUES = st.recursive(
                     "default_egress",
                     "action",
                     "target",
+                    "domain",
+                    "suffix",
                     "ports",
                     "protocols",
                     "x",

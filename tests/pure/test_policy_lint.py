@@ -46,6 +46,19 @@ def remarks(text: str, places: Places | None = None) -> list[tuple[int, str]]:
         ("allow@dns:tcp:853", 0, "port 53 only"),
         ("allow@meta=10.0.0.1", 0, "no known metadata service"),
         ("deny@[fd00::/8]:icmpv4", 0, "icmpv6"),
+        ("allow@x.test,allow@x.test", 1, "repeats"),
+        ("allow@x.test,allow@x.test:443", 1, "`allow@x.test` decides"),
+        ("allow@*.x.test,allow@a.x.test", 1, "`allow@*.x.test` decides"),
+        ("deny@*.x.test,allow@*.a.x.test:443", 1, "`deny@*.x.test` decides"),
+        ("deny@x.test,deny@x.test:443", 1, "`deny@x.test` decides"),
+        ("deny@any,allow@x.test", 1, "`deny@any` decides"),
+        ("deny@public,allow@x.test", 1, "`deny@public` decides"),
+        ("public,allow@x.test:443", 2, "`allow@public` decides"),
+        ("allow@public:443,allow@*.x.test:tcp:443", 1, "`allow@public:tcp+udp:443` decides"),
+        ("allow@any,allow@x.test", 1, "`allow@any` decides"),
+        ("public,deny@ads.x.test", 2, "comes too late: the earlier `allow@public`"),
+        ("allow@any,deny@ads.x.test:443", 1, "comes too late: the earlier `allow@any`"),
+        ("allow@*.x.test,deny@a.x.test", 1, "comes too late: the earlier `allow@*.x.test`"),
         ("allow:ingress@dns,allow@dns", 0, "dns is egress"),  # … and covers nothing
     ],
 )
@@ -77,6 +90,16 @@ def test_remarks(text: str, rule: int, message: str) -> None:
         "allow@169.254.0.0/16",
         "allow@10.0.0.0/8,allow@11.0.0.0/8",
         "allow@host=10.0.0.1,allow@guests=10.0.0.1",
+        "allow@x.test,allow@*.x.test",
+        "allow@*.x.test,allow@notx.test",
+        "allow@x.test,allow@public",
+        "allow@dns,allow@domain=dns",
+        "allow@domain=any,allow@any,deny:ingress@private",
+        "deny@ads.x.test,allow@*.x.test,allow@any",
+        "allow@public:443,allow@x.test",
+        "allow@public:443,deny@x.test",
+        "allow@private,deny@x.test,allow@1.1.1.1",
+        "deny@x.test:443,allow@x.test",
     ],
 )
 def test_keeps_quiet(text: str) -> None:
@@ -97,6 +120,7 @@ def test_the_machines_places_say_more() -> None:
         lambda i: f"deny@[::/{i % 129}]:tcp:{i + 1}",
         lambda i: f"allow@10.{i % 256}.{i // 256}.0/24:udp:{i + 1}",
         lambda _: "allow@public",
+        lambda i: f"{'deny' if i % 2 else 'allow'}@*.{'a.' * (i % 40)}x:tcp:{i + 1}",
     ],
 )
 def test_ten_thousand_rules_are_compared_in_a_moment(rule) -> None:  # type: ignore[no-untyped-def]

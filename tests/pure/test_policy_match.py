@@ -17,6 +17,8 @@ from guestnet.policy import (
     AnyTarget,
     Direction,
     DnsTarget,
+    DomainTarget,
+    FlowName,
     Group,
     GroupTarget,
     NetworkTarget,
@@ -28,6 +30,8 @@ from guestnet.policy import (
     Verdict,
     classify,
     decide,
+    has_names,
+    needs_name,
     parse_policy,
     unroutable,
     warnings,
@@ -218,6 +222,10 @@ _NETWORKS = words("""
 networks = st.sampled_from(_NETWORKS).map(
     lambda text: IPv6Network(text) if ":" in text else IPv4Network(text)
 )
+#: Those of rules and of flows, so that every relation occurs: same, below, above, beside.
+_NAMES = words("x.test a.x.test b.a.x.test notx.test test localbox")
+names = st.sampled_from(_NAMES)
+flow_names = st.none() | st.builds(FlowName, names, st.booleans())
 groups = st.sampled_from([group for group in Group if group is not Group.NONE])
 targets = st.one_of(
     st.just(AnyTarget()),
@@ -225,6 +233,7 @@ targets = st.one_of(
     groups.map(GroupTarget),
     st.builds(GroupTarget, st.sampled_from(sorted(FLOOR)), networks),
     networks.map(NetworkTarget),
+    st.builds(DomainTarget, names, st.booleans()),
 )
 ports = st.lists(
     st.sampled_from([PortRange(53, 53), PortRange(80, 80), PortRange(50, 90), PortRange(1, 65535)]),
@@ -237,8 +246,10 @@ def rules(draw: st.DrawFn) -> Rule:
     open_ports = draw(ports)
     usable = [Protocol.TCP, Protocol.UDP] if open_ports else list(Protocol)
     protocols = tuple(draw(st.lists(st.sampled_from(usable), max_size=2)))
-    action, direction = draw(st.sampled_from(Action)), draw(st.sampled_from(Direction))
-    return Rule(action, direction, draw(targets), protocols, open_ports)
+    action, target = draw(st.sampled_from(Action)), draw(targets)
+    by_name = isinstance(target, DomainTarget)
+    direction = Direction.EGRESS if by_name else draw(st.sampled_from(Direction))
+    return Rule(action, direction, target, protocols, open_ports)
 
 
 policies = st.builds(
@@ -256,7 +267,7 @@ flows = st.tuples(
 Flow = tuple[Direction, Protocol, IPv4Address | IPv6Address, int]
 
 
-def oracle(policy: Policy, flow: Flow) -> tuple[bool, int | None]:
+def oracle(policy: Policy, flow: Flow, name: FlowName | None) -> tuple[bool, int | None]:
     """The semantics of docs/policy.md once more, as plainly as they can be said."""
     direction, protocol, peer, port = flow
     group = classify(peer, PLACES)
@@ -289,6 +300,13 @@ def oracle(policy: Policy, flow: Flow) -> tuple[bool, int | None]:
                 hit = hit and any(form in target.within for form in forms)
         elif isinstance(target, NetworkTarget):
             hit = any(form in target.network for form in forms)
+        elif isinstance(target, DomainTarget):
+            hit = name is not None and direction is Direction.EGRESS
+            if name is not None:
+                below = f".{name.name}".endswith(f".{target.name}")
+                hit = hit and (below if target.subdomains else name.name == target.name)
+                if rule.action is Action.ALLOW:
+                    hit = hit and name.verified and group is Group.PUBLIC
         else:
             hit = True
         if hit and (rule.action is Action.DENY or group not in FLOOR or names):
@@ -301,10 +319,48 @@ def oracle(policy: Policy, flow: Flow) -> tuple[bool, int | None]:
 
 
 @settings(max_examples=600, deadline=None)
+@given(policies, flows, flow_names)
+def test_decide_agrees_with_the_oracle(policy: Policy, flow: Flow, name: FlowName | None) -> None:
+    verdict = decide(policy, *flow, PLACES, name)
+    assert (verdict.allowed, verdict.rule) == oracle(policy, flow, name)
+
+
+@settings(max_examples=300, deadline=None)
 @given(policies, flows)
-def test_decide_agrees_with_the_oracle(policy: Policy, flow: Flow) -> None:
-    verdict = decide(policy, *flow, PLACES)
-    assert (verdict.allowed, verdict.rule) == oracle(policy, flow)
+def test_without_a_name_no_rule_by_name_is_there(policy: Policy, flow: Flow) -> None:
+    kept = tuple(rule for rule in policy.rules if not isinstance(rule.target, DomainTarget))
+    bare = Policy(kept, policy.default_egress, policy.default_ingress)
+    assert not has_names(bare)
+    ours, theirs = decide(policy, *flow, PLACES), decide(bare, *flow, PLACES)
+    assert (ours.action, ours.text, ours.group) == (theirs.action, theirs.text, theirs.group)
+
+
+@settings(max_examples=600, deadline=None)
+@given(policies, flows)
+def test_a_verdict_depends_on_the_name_only_where_it_is_needed(policy: Policy, flow: Flow) -> None:
+    direction, protocol, peer, port = flow
+    if direction is Direction.EGRESS and needs_name(policy, protocol, peer, port, PLACES):
+        assert has_names(policy)
+        return
+    bare = decide(policy, *flow, PLACES)
+    for text, verified in itertools.product(_NAMES, (True, False)):
+        named = decide(policy, *flow, PLACES, FlowName(text, verified))
+        assert (named.action, named.rule) == (bare.action, bare.rule)
+
+
+@settings(max_examples=300, deadline=None)
+@given(policies, flows, flow_names)
+def test_a_name_opens_public_addresses_that_are_its_own(
+    policy: Policy, flow: Flow, name: FlowName | None
+) -> None:
+    verdict = decide(policy, *flow, PLACES, name)
+    if not verdict.allowed or verdict.rule is None:
+        return
+    if isinstance(policy.rules[verdict.rule].target, DomainTarget):
+        assert flow[0] is Direction.EGRESS
+        assert verdict.group is Group.PUBLIC
+        assert name is not None
+        assert name.verified
 
 
 @settings(max_examples=300, deadline=None)
@@ -319,15 +375,15 @@ def test_the_floor_opens_only_by_name(policy: Policy, flow: Flow) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(policies, flows)
-def test_what_a_denial_suggests_works(policy: Policy, flow: Flow) -> None:
-    verdict = decide(policy, *flow, PLACES)
+@given(policies, flows, flow_names)
+def test_what_a_denial_suggests_works(policy: Policy, flow: Flow, name: FlowName | None) -> None:
+    verdict = decide(policy, *flow, PLACES, name)
     if verdict.allowed or verdict.text == "floor: unroutable":
         return
     suggestion = re.findall("`([^`]+)`", verdict.reason)[-1]
     (rule,) = parse_policy(suggestion).rules
     better = Policy((rule, *policy.rules), policy.default_egress, policy.default_ingress)
-    assert decide(better, *flow, PLACES).allowed
+    assert decide(better, *flow, PLACES, name).allowed
 
 
 @settings(max_examples=300, deadline=None)
@@ -347,11 +403,22 @@ _EVERY_FLOW: tuple[Flow, ...] = tuple(
 )
 
 
+_EVERY_NAME = (
+    None,
+    *(FlowName("b.a.x.test", verified) for verified in (True, False)),
+    *(FlowName(text, True) for text in words("x.test a.x.test test localbox")),
+)
+
+
 @settings(max_examples=60, deadline=None)
 @given(policies)
 def test_a_rule_that_lint_remarks_on_never_decides(policy: Policy) -> None:
-    remarked = {remark.rule for remark in warnings(policy)}
-    remarked |= {remark.rule for remark in warnings(policy, PLACES)}
-    if remarked:
-        decided = {decide(policy, *flow, PLACES).rule for flow in _EVERY_FLOW}
-        assert not decided & remarked
+    remarks = (*warnings(policy), *warnings(policy, PLACES))
+    late = {r.rule for r in remarks if r.message.startswith("comes too late")}
+    never = {remark.rule for remark in remarks} - late
+    for flow, name in itertools.product(_EVERY_FLOW, _EVERY_NAME) if remarks else ():
+        verdict = decide(policy, *flow, PLACES, name)
+        assert verdict.rule not in never
+        if verdict.rule in late:
+            assert name is not None
+            assert not (name.verified and verdict.group is Group.PUBLIC)

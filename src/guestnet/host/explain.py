@@ -8,14 +8,31 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from ..errors import ConfigError
+from ..kernel.conntrack import Tracked
 from ..kernel.site import Site
 from ..model import Attachment, Topology
-from ..policy import Action, Direction, Group, Places, Protocol, Verdict, decide
+from ..policy import (
+    WITH_PORTS,
+    Action,
+    Direction,
+    Group,
+    Places,
+    Protocol,
+    Verdict,
+    decide,
+)
 from .ledger import Ledger, read_policy
 
 Address = IPv4Address | IPv6Address
 
 
+#: IP protocol numbers (IANA) that rules have words for.
+_NUMBERED = {
+    1: Protocol.ICMPV4,
+    6: Protocol.TCP,
+    17: Protocol.UDP,
+    58: Protocol.ICMPV6,
+}
 _FOREIGN_ICMP = {4: Protocol.ICMPV6, 6: Protocol.ICMPV4}
 
 
@@ -68,6 +85,16 @@ class Explainer:
                 f"`{verdict.text}` allows it, but no guest has the address {peer}",
             )  # fmt: skip
         return self._leaving(attachment, peer, verdict)
+
+    def allows(self, attachment: Attachment, flow: Tracked) -> bool:
+        """Whether a flow that connection tracking knows may go on."""
+        own = {i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None}
+        egress = flow.source in own
+        peer = flow.destination if egress else flow.source
+        direction = Direction.EGRESS if egress else Direction.INGRESS
+        protocol = _NUMBERED.get(flow.protocol, Protocol.ANY)
+        port = flow.port if protocol in WITH_PORTS else None
+        return self.explain(attachment.guest, direction, protocol, peer, port).allowed
 
     @staticmethod
     def _is_impostor(verdict: Verdict, peer: Address, places: Places) -> bool:

@@ -29,17 +29,19 @@ from ..model import (
     Topology,
     Usage,
 )
-from ..plan import Admit, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
-from ..policy import Direction, Policy, Protocol, Verdict, parse_policy
-from ..ruleset import guest_elements, policy_id, refusal_elements
+from ..plan import Admit, Exchange, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
+from ..policy import Direction, Policy, Protocol, Verdict, has_names, parse_policy
+from ..ruleset import Element, guest_elements, policy_id, refusal_elements
 from ..ruleset.names import DEVICE_PREFIX
 from ..store import Lease, LeaseState, SqliteStore, Store
+from .decisions import Decisions
 from .doctor import examine
 from .explain import Explainer
 from .ledger import Ledger, check_tap_is_free, read_policy
 from .network import check_free
 from .placing import Placer
 from .reaper import Reaper
+from .relays import Relays
 from .sameness import check_same_attachment, check_same_network
 from .upkeep import Upkeep
 
@@ -60,7 +62,9 @@ class Host:
     the kernel goes on working while nobody has it open.
     """
 
-    def __init__(self, store: Store, site: Site, directory_lock: DirectoryLock) -> None:
+    def __init__(
+        self, store: Store, site: Site, directory_lock: DirectoryLock, decisions: Decisions
+    ) -> None:
         self._lock = threading.RLock()
         self._store = store
         self._site = site
@@ -69,6 +73,8 @@ class Host:
         self._placer = Placer(self._ledger, site)
         self._upkeep = Upkeep(self._ledger, store, site, self._placer)
         self._reaper = Reaper(self._clear_away)
+        self.decisions = decisions
+        self._relays = Relays(self._ledger, site, decisions.take)
         self._generation = 0
         self._closed = False
 
@@ -93,8 +99,9 @@ class Host:
             parts.append(store)
             there = Site(str(site) if site is not None else None)
             parts.append(there)
-            host = cls(store, there, lock)
+            host = cls(store, there, lock, Decisions(directory / "decisions.jsonl"))
             host._generation = host._upkeep.recover(time.time())
+            host._relays.start()
         except BaseException:
             for part in reversed(parts):
                 part.close()
@@ -112,6 +119,7 @@ class Host:
         finally:
             # Whoever is in the middle of an operation finishes it first.
             with self._lock:
+                self._relays.close()
                 self._store.close()
                 self._site.close()
                 self._directory_lock.close()
@@ -232,12 +240,14 @@ class Host:
                 raise
             elements = guest_elements(attachment, policy_id(policy))
             try:
+                self._relays.admit(attachment, policy)
                 # Elements last: until they stand nothing of the guest passes.
                 self._site.perform([MakeDevice(self._ledger.device(attachment)), Admit(elements)])
                 lease = replace(lease, state=LeaseState.ATTACHED)
                 self._store.write([lease])
             except BaseException:
                 self._ledger.policies.drop(policy)
+                self._relays.forget(attachment.guest)
                 # Where even this fails the lease stays `attaching` and its slot taken: nobody else
                 # gets the address, and the next start clears away.
                 self._site.perform([Expel(elements)])
@@ -290,7 +300,8 @@ class Host:
             gateway_ipv4=place.gateway_ipv4,
             gateway_ipv6=place.gateway_ipv6,
             mtu=mtu,
-            dns=spec.dns or (),
+            # Whatever resolver a guest asks, the gateway answers where rules by name need it.
+            dns=_gateways(place) if has_names(policy) else spec.dns or (),
             policy=str(policy),
             netns=str(netns_path(request.netns)) if request.netns is not None else None,
             guest_interface=request.guest_interface,
@@ -319,8 +330,52 @@ class Host:
             self._site.perform([Expel(elements), Retire(attachment.tap, device)])
             self._ledger.cut(lease)
             self._ledger.policies.drop(policy)
+            self._relays.forget(guest)
+            self.decisions.forget(guest)
         self._reaper.add(lease)
         return True
+
+    def set_policy(
+        self, guest: str, policy: str | Mapping[str, Any] | Sequence[Any] | Policy
+    ) -> Attachment:
+        """Put another policy in the place of a guest's, at once.
+
+        When this returns the new one holds for established flows too: those that it denies are
+        cut, those that it still allows go on. Raises `NotFoundError`, or `PolicyError` and then
+        nothing has changed.
+        """
+        new = parse_policy(policy)
+        with self._lock:
+            attachment = self._ledger.attachment(guest)
+            old = read_policy(attachment.policy)
+            if new == old:
+                return attachment
+            lease = self._ledger.attached[guest]
+            changed = attachment.model_copy(update={"policy": str(new)})
+            self._install(new)
+            try:
+                self._store.write([replace(lease, attachment=changed)])
+                self._relays.admit(changed, new)
+                before = guest_elements(attachment, policy_id(old))
+                after = guest_elements(changed, policy_id(new))
+                self._site.perform([Exchange(_less(before, after), _less(after, before))])
+            except BaseException:
+                self._ledger.policies.drop(new)
+                self._store.write([lease])
+                self._relays.admit(attachment, old)
+                raise
+            self._ledger.policies.drop(old)
+            self._ledger.attached[guest] = replace(lease, attachment=changed)
+            self._cut_denied(changed)
+        return changed
+
+    def _cut_denied(self, attachment: Attachment) -> None:
+        """End the forwarded flows that a guest's policy denies; the gateway sees to the others."""
+        explainer = Explainer(self._ledger, self._site)
+        own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
+        self._site.forget_flows(
+            own, keep=lambda flow: flow.is_redirected or explainer.allows(attachment, flow)
+        )
 
     def _clear_away(self, leases: Sequence[Lease]) -> None:
         """What is left of detached guests: devices, flows, counters; then their slots are free.
@@ -420,8 +475,17 @@ class Host:
         with self._lock:
             self._sweep_policies()
             self._upkeep.follow()
+            self._relays.follow()
 
     def doctor(self) -> list[Finding]:
         """Look for what keeps guests from working on this machine, each finding with its remedy."""
         with self._lock:
             return examine(self._site, self._ledger)
+
+
+def _gateways(place: Placement) -> tuple[Address, ...]:
+    return tuple(each for each in (place.gateway_ipv4, place.gateway_ipv6) if each is not None)
+
+
+def _less(some: Sequence[Element], others: Sequence[Element]) -> tuple[Element, ...]:
+    return tuple(each for each in some if each not in others)

@@ -17,6 +17,7 @@ from ..plan import Desired, GuestDevice, bridge_device, guest_device
 from ..policy import Policy, parse_policy
 from ..ruleset import (
     FINGERPRINT,
+    Doors,
     Element,
     NetworkPlaces,
     PolicyChains,
@@ -89,6 +90,8 @@ class Ledger:
         #: Cut off, but their devices and flows are not cleared away yet.
         self.detaching: dict[str, Lease] = {}
         self.policies = InstalledPolicies()
+        #: Where the gateway listens, while there is one.
+        self.doors: Doors | None = None
         self._by_tap: dict[str, str] = {}
         self._by_mac: dict[tuple[str, str], str] = {}
         self._by_address: dict[Address, str] = {}
@@ -158,6 +161,13 @@ class Ledger:
             for network in self.networks.values()
         )
 
+    def gateways(self) -> set[Address]:
+        """The host's addresses towards guests."""
+        specs = [network.spec for network in self.networks.values()]
+        found = [(each.gateway_ipv4, each.gateway_ipv6) for each in self.attachments()]
+        found += [(each.gateway_ipv4, each.gateway_ipv6) for each in specs]
+        return {address for pair in found for address in pair if address is not None}
+
     # -- writing -----------------------------------------------------------------------------
 
     def add(self, lease: Lease) -> None:
@@ -219,7 +229,7 @@ class Ledger:
 
     def places(self, host: Iterable[Address]) -> str:
         """The transaction that sets pools, egress and resolvers."""
-        return places_text(self.network_places(), host)
+        return places_text(self.network_places(), host, self.doors)
 
     def network_places(self) -> list[NetworkPlaces]:
         """Each network's share of the sets."""

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Collection
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from . import netlink as nl
 from .netlink import Message, NetlinkSocket, attribute, nested
 
 _NFNL_SUBSYS_CTNETLINK = 1
 _GET, _DELETE = 1, 2
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_ID = 1, 2, 12
-_CTA_TUPLE_IP = 1
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_ID = 1, 2, 3, 12
+_CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
+_PROTO_NUMBER, _PROTO_PORT = 1, 3
+#: enum ip_conntrack_status (nf_conntrack_common.h): the destination was rewritten.
+_IPS_DST_NAT = 1 << 5
 _IP_V4_SRC, _IP_V4_DST, _IP_V6_SRC, _IP_V6_DST = 1, 2, 3, 4
 _AF_INET, _AF_INET6 = 2, 10
 #: Deletions sent together.
@@ -33,11 +37,28 @@ def _message(kind: int, family: int, body: bytes, call: str) -> Message:
     )
 
 
-def forget(netfilter: NetlinkSocket, addresses: Collection[Address]) -> int:
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A flow as whoever opened it sees it."""
+
+    source: Address
+    destination: Address
+    #: IP protocol number, and the destination's port (0 where it has none).
+    protocol: int
+    port: int
+    #: Whether it goes elsewhere than to its destination: to the gateway.
+    is_redirected: bool
+
+
+def forget(
+    netfilter: NetlinkSocket,
+    addresses: Collection[Address],
+    keep: Callable[[Tracked], bool] | None = None,
+) -> int:
     """Delete every entry in which one of the addresses takes part; returns how many.
 
     One pass over the table for all of them. A flow's parties are its original source and the
-    source of its replies, whatever was translated on the way.
+    source of its replies, whatever was translated on the way. `keep` says which stay.
     """
     forgotten = 0
     for family, version in ((_AF_INET, 4), (_AF_INET6, 6)):
@@ -49,12 +70,29 @@ def forget(netfilter: NetlinkSocket, addresses: Collection[Address]) -> int:
             tuple_
             for _kind, answer in netfilter.dump(dump)
             if (tuple_ := _match(answer, wanted)) is not None
+            and (keep is None or not keep(_tracked(answer, version)))
         ]
         for start in range(0, len(doomed), _BATCH):
             part = doomed[start : start + _BATCH]
             netfilter.request([_message(_DELETE, family, d, "conntrack delete") for d in part])
         forgotten += len(doomed)
     return forgotten
+
+
+def _tracked(answer: bytes, version: int) -> Tracked:
+    parts = nl.attributes(answer, 4)
+    original = nl.attributes(parts[_CTA_TUPLE_ORIG])
+    ends, proto = nl.attributes(original[_CTA_TUPLE_IP]), nl.attributes(original[_CTA_TUPLE_PROTO])
+    kinds = (_IP_V4_SRC, _IP_V4_DST) if version == 4 else (_IP_V6_SRC, _IP_V6_DST)
+    source, destination = (ip_address(ends[kind]) for kind in kinds)
+    status = int.from_bytes(parts.get(_CTA_STATUS, b""), "big")
+    return Tracked(
+        source,
+        destination,
+        proto[_PROTO_NUMBER][0],
+        int.from_bytes(proto.get(_PROTO_PORT, b""), "big"),
+        bool(status & _IPS_DST_NAT),
+    )
 
 
 def _match(answer: bytes, wanted: frozenset[bytes]) -> bytes | None:

@@ -9,8 +9,13 @@ from pathlib import Path
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
-def host_resolvers(path: Path = RESOLV_CONF) -> tuple[IPv4Address | IPv6Address, ...]:
-    """Resolvers that a guest can be told of: loopback and link-local ones mean the host itself."""
+def host_resolvers(
+    path: Path = RESOLV_CONF, *, loopback: bool = False
+) -> tuple[IPv4Address | IPv6Address, ...]:
+    """Resolvers that a guest can be told of: loopback and link-local ones mean the host itself.
+
+    With `loopback` those on the host's loopback too, for whoever asks from there.
+    """
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:
@@ -24,6 +29,10 @@ def host_resolvers(path: Path = RESOLV_CONF) -> tuple[IPv4Address | IPv6Address,
             address = ipaddress.ip_address(words[1])
         except ValueError:
             continue
-        if not (address.is_loopback or address.is_link_local or address.is_unspecified):
+        if address.is_loopback:
+            usable = loopback
+        else:
+            usable = not (address.is_link_local or address.is_unspecified)
+        if usable:
             found.append(address)
     return tuple(dict.fromkeys(found))

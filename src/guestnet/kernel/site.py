@@ -21,6 +21,7 @@ from ..errors import GuestnetError, HostError
 from ..plan import (
     Admit,
     Configure,
+    Exchange,
     Expel,
     InstallBase,
     InstallPolicy,
@@ -34,7 +35,7 @@ from ..plan import (
     Step,
 )
 from ..ruleset import Element
-from ..ruleset.compile import members_set, policy_of, removal_text
+from ..ruleset.compile import members_set, pins_set, policy_of, removal_text
 from ..ruleset.elements import admission_text
 from ..ruleset.names import (
     GROUP_BRIDGE,
@@ -47,6 +48,7 @@ from ..ruleset.names import (
 from . import conntrack, devices, link, sysctl
 from . import netlink as nl
 from . import route as routing
+from .conntrack import Tracked
 from .foreign import ForeignFilters
 from .netlink import NetlinkSocket
 from .netns import inside, open_netns
@@ -132,6 +134,11 @@ class Site:
             os.close(self._netns_fd)
             self._netns_fd = None
 
+    @property
+    def netns_fd(self) -> int | None:
+        """The namespace's descriptor; `None` is the process's own."""
+        return self._netns_fd
+
     def inside(self) -> AbstractContextManager[None]:
         """Run a block in the site's namespace, in this thread alone."""
         return inside(self._netns_fd)
@@ -205,6 +212,11 @@ class Site:
         return lambda: self._nft.change(remove=step.elements)
 
     @_do.register
+    def _(self, step: Exchange) -> Callable[[], None]:
+        self._nft.change(add=step.new, remove=step.old)
+        return lambda: self._nft.change(add=step.old, remove=step.new)
+
+    @_do.register
     def _(self, step: Expel) -> Callable[[], None]:
         self._nft.change(remove=step.elements)
         return _nothing
@@ -227,11 +239,30 @@ class Site:
             devices.retire(self._reaper_route, names)
             self._reaper_route.request([link.delete_group(GROUP_RETIRED)])
 
-    def forget_flows(self, addresses: Collection[Address]) -> int:
-        """Delete the conntrack entries of addresses; returns how many."""
+    def forget_flows(
+        self, addresses: Collection[Address], keep: Callable[[Tracked], bool] | None = None
+    ) -> int:
+        """Delete the conntrack entries of addresses, but those to `keep`; returns how many."""
         # A socket and a lock of their own: a table of many flows takes a while to look through.
         with self._tracking:
-            return conntrack.forget(self._netfilter, addresses)
+            return conntrack.forget(self._netfilter, addresses, keep)
+
+    def pin(
+        self, policy: str, pins: Sequence[tuple[int, Address, Address]], lifetime_s: int
+    ) -> None:
+        """Let guests' packets follow a rule by name: (rule, guest's address, peer) for a time."""
+        lines = []
+        for rule, guest, peer in pins:
+            name = pins_set(policy, rule, guest.version)
+            # Added, deleted and added: so an element that stands gets its new lifetime too.
+            key = f"element inet {TABLE} {name} {{ {guest} . {peer}"
+            lines += [
+                f"add {key} }}",
+                f"delete {key} }}",
+                f"add {key} timeout {lifetime_s}s }}",
+            ]
+        with self._lock:
+            self._nft.run("\n".join(lines) + "\n", about=f"pins of {policy}")
 
     def forget_refusals(self, elements: Sequence[Element]) -> None:
         """Delete guests' refusal counters, as far as they exist."""

@@ -9,6 +9,7 @@ from .diff import Observed, SeenDevice, repair
 from .steps import (
     Admit,
     Configure,
+    Exchange,
     Expel,
     InstallBase,
     InstallPolicy,
@@ -25,6 +26,7 @@ __all__ = [
     "BridgeDevice",
     "Configure",
     "Desired",
+    "Exchange",
     "Expel",
     "GuestDevice",
     "InstallBase",

@@ -108,6 +108,17 @@ class Expel:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """Replace elements by others at once: from here on another policy holds for the guest."""
+
+    old: tuple[Element, ...]
+    new: tuple[Element, ...]
+
+    def __str__(self) -> str:
+        return f"exchange {len(self.old)} set elements"
+
+
+@dataclass(frozen=True, slots=True)
 class Retire:
     """Take a device, whose guest is expelled, out of the way of others; it is deleted later.
 
@@ -130,6 +141,7 @@ Step: TypeAlias = (
     | MakeDevice
     | Configure
     | Admit
+    | Exchange
     | Expel
     | Retire
 )

@@ -25,7 +25,8 @@ from .groups import (
     unroutable_groups,
 )
 from .lint import Remark, warnings
-from .match import DNS_PORT, decide
+from .match import DNS_PORT, decide, decide_question, has_names, needs_name, opens_address
+from .names import MAX_NAME, FlowName, canonical_name, is_below
 from .rules import (
     MAX_PORT_RANGES,
     MAX_RULES,
@@ -35,6 +36,7 @@ from .rules import (
     AnyTarget,
     Direction,
     DnsTarget,
+    DomainTarget,
     GroupTarget,
     NetworkTarget,
     Policy,
@@ -48,6 +50,7 @@ from .rules import (
 __all__ = [
     "DNS_PORT",
     "FLOOR",
+    "MAX_NAME",
     "MAX_PORT_RANGES",
     "MAX_RULES",
     "MAX_TEXT",
@@ -58,6 +61,8 @@ __all__ = [
     "AnyTarget",
     "Direction",
     "DnsTarget",
+    "DomainTarget",
+    "FlowName",
     "Group",
     "GroupTarget",
     "NetworkTarget",
@@ -69,10 +74,16 @@ __all__ = [
     "Rule",
     "Target",
     "Verdict",
+    "canonical_name",
     "classify",
     "decide",
+    "decide_question",
     "embed_ranges",
     "embedded_ipv4",
+    "has_names",
+    "is_below",
+    "needs_name",
+    "opens_address",
     "parse_policy",
     "static_ranges",
     "teredo_low_bits",

@@ -5,18 +5,23 @@
     profile   = "public" / "private" / "host"   expand in place, and compose
               / "none" / "all"                  a whole policy: alone
     default   = ( "default_egress" / "default_ingress" ) "=" action
-    rule      = action [ ":" direction ] "@" target [ ":" protocols [ ":" ports ] ]
+    rule      = action [ ":" direction ] "@" target [ ":" service ]
     action    = "allow" / "deny"
     direction = "egress" / "ingress" / "any"    egress if absent
-    target    = "any" / "dns" / group / network / narrowed
+    target    = "any" / "dns" / group / network / narrowed / domain
     group     = "public" / "private" / "loopback" / "link-local" / "multicast" / "reserved"
               / "host" / "guests" / "metadata" / "meta"
     network   = IPv4 [ "/" prefix ] / "[" IPv6 [ "/" prefix ] "]"
     narrowed  = ( "host" / "guests" / "metadata" / "meta" ) "=" network
+    domain    = name / "*." name / ( "domain=" / "suffix=" ) name       egress only
+    service   = protocols [ ":" ports ] / ports                         ports alone: tcp+udp
     protocols = "any" / protocol *( "+" protocol )
     protocol  = "tcp" / "udp" / "icmpv4" / "icmpv6"
     ports     = "any" / range *( "+" range )
     range     = port [ "-" port ]               port = 1 to 65535
+
+A name without a key has a dot, so that a misspelt word stays an error: one label alone is written
+`domain=localbox`. `*.name` and `suffix=name` are the name and all below it.
 
 `#` begins a comment that ends with its line; a line break may follow a comma. Blanks around items
 are ignored. Words are lower case.

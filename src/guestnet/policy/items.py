@@ -7,6 +7,7 @@ from typing import NoReturn, TypeVar
 
 from .groups import Group
 from .rules import (
+    BY_NAME_IS_EGRESS,
     MAX_PORT_RANGES,
     MAX_RULES,
     PORT_MAX,
@@ -14,6 +15,7 @@ from .rules import (
     Action,
     Direction,
     DnsTarget,
+    DomainTarget,
     GroupTarget,
     Policy,
     PortRange,
@@ -42,7 +44,7 @@ DIRECTIONS = {direction.value: direction for direction in Direction}
 PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
 
 _PORT = re.compile(r"0|[1-9][0-9]{0,9}")
-_PORTS_LIKE = re.compile(r"[0-9][0-9+-]*")
+_DIGITS = frozenset("0123456789")
 
 _Word = TypeVar("_Word")
 
@@ -122,7 +124,7 @@ def _fail_unknown_item(span: Span) -> NoReturn:
 
 
 def read_rule(span: Span) -> Rule:
-    """One rule: `<action>[:direction]@<target>[:protocols[:ports]]`."""
+    """One rule: `<action>[:direction]@<target>[:protocols[:ports]]` or `…@<target>:ports`."""
     _refuse_blank(span)
     at = span.text.find("@")
     if at < 0:
@@ -131,35 +133,34 @@ def read_rule(span: Span) -> Rule:
     if len(directions) > 1:
         directions[1].fail("only a direction stands between the action and '@'")
     target, service = _split_target(span.part(at + 1))
-    return _service_rule(
-        span,
-        read_word(action, "action", ACTIONS),
-        read_word(directions[0], "direction", DIRECTIONS) if directions else Direction.EGRESS,
-        target,
-        service,
-    )
-
-
-def _service_rule(
-    span: Span, action: Action, direction: Direction, target: Span, service: list[Span]
-) -> Rule:
+    found_action = read_word(action, "action", ACTIONS)
+    direction = Direction.EGRESS
+    if directions:
+        direction = read_word(directions[0], "direction", DIRECTIONS)
     found = read_target(target)
+    if isinstance(found, DomainTarget) and direction is not Direction.EGRESS:
+        directions[0].fail(BY_NAME_IS_EGRESS)
+    return Rule(found_action, direction, found, *_read_service(service))
+
+
+def _read_service(service: list[Span]) -> tuple[tuple[Protocol, ...], tuple[PortRange, ...]]:
+    """Protocols and ports of the parts that follow a target; empty means any."""
     if not service:
-        return Rule(action, direction, found)
-    if len(service) > 2:
-        service[2].fail("nothing follows the ports")
-    protocols, *ports = service
-    if _PORTS_LIKE.fullmatch(protocols.text):
-        before = span.source[span.start : target.end]
-        protocols.fail(
-            f"{shown(protocols.text)} is not a protocol",
-            f"a port follows its protocol: {before}:tcp:{protocols.text}",
-        )
-    found_protocols = read_protocols(protocols)
-    found_ports = read_ports(ports[0]) if ports else ()
-    if found_ports and not set(found_protocols) <= set(WITH_PORTS):
-        ports[0].fail("only tcp and udp have ports", "write a rule of its own for icmp")
-    return Rule(action, direction, found, found_protocols, found_ports)
+        return (), ()
+    first, *rest = service
+    if first.text[:1] in _DIGITS:
+        found_ports = read_ports(first)
+        if rest:
+            hint = f"as in {rest[0].text}:{first.text}" if rest[0].text in PROTOCOLS else ""
+            rest[0].fail("nothing follows the ports; protocols stand before them", hint)
+        return (), found_ports
+    if len(rest) > 1:
+        rest[1].fail("nothing follows the ports")
+    protocols = read_protocols(first)
+    found_ports = read_ports(rest[0]) if rest else ()
+    if found_ports and not set(protocols) <= set(WITH_PORTS):
+        rest[0].fail("only tcp and udp have ports", "write a rule of its own for icmp")
+    return protocols, found_ports
 
 
 def _split_target(span: Span) -> tuple[Span, list[Span]]:
@@ -175,6 +176,8 @@ def _split_target(span: Span) -> tuple[Span, list[Span]]:
             inside = "the prefix stands inside: [fd00::/8]" if rest.text.startswith("/") else ""
             rest.fail(f"unexpected {shown(rest.text)} after ']'", inside)
         return span.part(0, close + 1), rest.split(":")[1:]
+    if "://" in text:
+        span.fail("a URL is no target", "the name and its ports, as in api.example.com:443")
     bare = bare_ipv6_in(text.partition("=")[2] or text)
     if bare:
         span.fail("an IPv6 address stands in brackets", f"[{bare}]")

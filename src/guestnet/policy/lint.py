@@ -4,11 +4,15 @@ Every remark is true whatever the machine's addresses are, so silence is no proo
 a rule covered only by several earlier rules together (two halves of its ports, egress and ingress
 rules for `any`), an IPv6 network covered by the IPv4 network it embeds, and coverage by the service
 of more than `MAX_COMPARED` other rules of overlapping targets.
+
+A deny rule by name still matches what no allow rule by name does: flows that only claim the name,
+and those to addresses that are not public. Behind an allow rule for all else it is remarked on as
+coming too late, not as never matching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 from typing import NamedTuple, TypeAlias
@@ -31,6 +35,7 @@ from .rules import (
     AnyTarget,
     Direction,
     DnsTarget,
+    DomainTarget,
     GroupTarget,
     NetworkTarget,
     Policy,
@@ -187,21 +192,29 @@ class _Seen:
 
     def coverer(self, rule: Rule) -> str:
         """A remark naming an earlier rule that decides all that `rule` would, or empty."""
+        earlier = self._first(self._covering(rule), rule)
+        if earlier is not None:
+            return _covered(rule, earlier)
+        earlier = self._first(_overtaking(rule), rule)
+        return "" if earlier is None else _too_late(earlier)
+
+    def _first(self, keys: Iterable[tuple[_Key, Action]], rule: Rule) -> Rule | None:
+        """An earlier rule at one of `keys` that has all of the service of `rule`."""
         service = _Service.of(rule)
         budget = MAX_COMPARED
-        for key in self._covering(rule):
+        for key in keys:
             services = self.by_target.get(key)
             if services is None:
                 continue
             if service in services:
-                return _covered(rule, services[service])
+                return services[service]
             for other, earlier in services.items():
                 if budget == 0:
                     break
                 budget -= 1
                 if other.covers(service):
-                    return _covered(rule, earlier)
-        return ""
+                    return earlier
+        return None
 
     def _covering(self, rule: Rule) -> Iterator[tuple[_Key, Action]]:
         """Keys of the earlier rules whose peers include all peers that `rule` matches.
@@ -217,6 +230,9 @@ class _Seen:
             yield from ((_key(GroupTarget(group)), action) for action in _BOTH)
         if isinstance(target, DnsTarget):
             yield from ((_key(target), action) for action in _BOTH)
+        if isinstance(target, DomainTarget):
+            actions = _BOTH if rule.action is Action.ALLOW else (Action.DENY,)
+            yield from ((key, action) for key in _wider_names(target) for action in actions)
         network = _network(target)
         if network is None:
             return
@@ -234,6 +250,23 @@ class _Seen:
             if prefix <= network.prefixlen:
                 host_bits = bits - prefix
                 yield network.version, prefix, value >> host_bits << host_bits
+
+
+def _overtaking(rule: Rule) -> Iterator[tuple[_Key, Action]]:
+    """Keys of the earlier rules that allow all that a deny rule by name was meant to deny."""
+    if isinstance(rule.target, DomainTarget) and rule.action is Action.DENY:
+        yield _key(AnyTarget()), Action.ALLOW
+        yield _key(GroupTarget(Group.PUBLIC)), Action.ALLOW
+        yield from ((key, Action.ALLOW) for key in _wider_names(rule.target))
+
+
+def _wider_names(target: DomainTarget) -> Iterator[_Key]:
+    """The target's key, and those of the targets that hold all its names."""
+    if not target.subdomains:
+        yield _key(target)
+    labels = target.name.split(".")
+    for first in range(len(labels)):
+        yield ("suffix", ".".join(labels[first:]))
 
 
 def _above_floor(rule: Rule) -> bool:
@@ -255,6 +288,8 @@ def _groups_holding(rule: Rule) -> frozenset[Group]:
         case NetworkTarget(network) if rule.action is Action.ALLOW:
             reachable = groups_inside(network) - FLOOR - unroutable_groups(network.version)
             return reachable if len(reachable) == 1 else frozenset()
+        case DomainTarget() if rule.action is Action.ALLOW:
+            return frozenset({Group.PUBLIC})
         case _:
             return frozenset()
 
@@ -277,6 +312,8 @@ def _key(target: Target) -> _Key:
             return ("within", group, *_network_key(within))
         case NetworkTarget(network):
             return ("network", *_network_key(network))
+        case DomainTarget(name, subdomains):
+            return ("suffix" if subdomains else "name", name)
         case _:
             return (str(target),)
 
@@ -289,3 +326,10 @@ def _covered(rule: Rule, earlier: Rule) -> str:
     if rule == earlier:
         return "repeats an earlier rule"
     return f"never matches: the earlier `{earlier}` decides all of it"
+
+
+def _too_late(earlier: Rule) -> str:
+    return (
+        f"comes too late: the earlier `{earlier}` allows the public addresses of the name; "
+        "write the deny rule ahead of it"
+    )

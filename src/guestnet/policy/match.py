@@ -3,10 +3,18 @@
 The ladder, which the firewall's rules repeat step by step:
 
 1. A peer that is unroutable (`groups.unroutable_groups`) is denied.
-2. The first rule of the flow's direction that matches decides. An allow rule matches a peer of the
-   floor only if it names the peer's group, or is `dns` and the peer a resolver.
+2. The first rule of the flow's direction that matches decides.
+   a. An allow rule by address matches a peer of the floor only if it names the peer's group, or is
+      `dns` and the peer a resolver.
+   b. A deny rule by name matches a flow that goes by the name, whatever its address.
+   c. An allow rule by name matches a flow that goes by the name, if the address is verified to be
+      the name's and is public.
+   d. No rule by name matches a flow without a name.
 3. A peer of the floor is denied.
 4. The direction's default decides.
+
+The firewall knows no names. It decides what is decided before the first rule by name that could
+match (`needs_name`), and hands over the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +23,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from ..errors import ConfigError
-from .explain import Flow, because_default, because_floor, because_rule, because_unroutable
+from .explain import (
+    Flow,
+    because_default,
+    because_floor,
+    because_question,
+    because_rule,
+    because_unroutable,
+)
 from .groups import (
     FLOOR,
     Address,
@@ -27,12 +42,15 @@ from .groups import (
     unroutable,
     without_scope,
 )
+from .names import FlowName, canonical_name
 from .rules import (
     PORT_MAX,
     WITH_PORTS,
     Action,
+    AnyTarget,
     Direction,
     DnsTarget,
+    DomainTarget,
     GroupTarget,
     NetworkTarget,
     Policy,
@@ -65,13 +83,99 @@ def decide(
     peer: Address,
     port: int | None,
     places: Places,
+    name: FlowName | None = None,
 ) -> Verdict:
     """What `policy` says to a flow of a guest with `peer`.
 
     `direction` is egress or ingress. `port` is the service's, required for tcp and udp and ignored
-    for the rest; `Protocol.ANY` is an IP protocol that has no word here. Raises `ConfigError` on a
-    question that no packet asks.
+    for the rest; `Protocol.ANY` is an IP protocol that has no word here. `name` is what an egress
+    flow goes by, if anything. Raises `ConfigError` on a question that no packet asks.
     """
+    return _decide(policy, *_flow(direction, protocol, peer, port, places, name))
+
+
+def needs_name(
+    policy: Policy, protocol: Protocol, peer: Address, port: int | None, places: Places
+) -> bool:
+    """Whether the verdict on an egress flow may depend on its name.
+
+    It may if a rule by name that could match comes before all that decides by address. Otherwise
+    `decide` says the same whatever the name. Takes and raises what `decide` does.
+    """
+    flow, found = _flow(Direction.EGRESS, protocol, peer, port, places, None)
+    if unroutable(found.address, found.group):
+        return False
+    for rule in policy.rules:
+        if isinstance(rule.target, DomainTarget):
+            if _serves(rule, flow) and (rule.action is Action.DENY or found.group is Group.PUBLIC):
+                return True
+        elif _matches(rule, flow, found):
+            return False
+    return False
+
+
+def has_names(policy: Policy) -> bool:
+    """Whether any rule of `policy` is by name."""
+    return any(isinstance(rule.target, DomainTarget) for rule in policy.rules)
+
+
+def decide_question(policy: Policy, name: str) -> Verdict:
+    """Whether a guest may ask the DNS for `name`; the verdict has no group.
+
+    In the order of the egress rules: the first that denies the name altogether, allows it, or
+    allows public addresses whatever their name, decides; else `default_egress`. A rule that denies
+    only some services of the name goes by, as do the other rules by address, which say nothing
+    about names. Raises `ConfigError` if `name` is none.
+    """
+    name = canonical_name(name)
+    for index, rule in enumerate(policy.rules):
+        if rule.direction.covers(Direction.EGRESS) and _answers(rule, name):
+            text = str(rule)
+            reason = because_question(name, rule.action, rule, text)
+            return Verdict(rule.action, index, text, None, reason)
+    action, text = _default(policy, Direction.EGRESS)
+    return Verdict(action, None, text, None, because_question(name, action, None, text))
+
+
+def opens_address(policy: Policy, peer: Address, places: Places) -> bool:
+    """Whether a name that this guest resolves may lead to `peer`: public, or opened by address.
+
+    What a rule opens by address for any service it opens for names as well; each flow is still
+    decided for itself.
+    """
+    flow, found = _flow(Direction.EGRESS, Protocol.ANY, peer, None, places, None)
+    if unroutable(found.address, found.group):
+        return False
+    return found.group is Group.PUBLIC or any(
+        rule.action is Action.ALLOW
+        and rule.direction.covers(Direction.EGRESS)
+        and isinstance(rule.target, (GroupTarget, NetworkTarget))
+        and _reaches(rule.target, flow, found)
+        and (found.group not in FLOOR or _names(rule.target, found.group))
+        for rule in policy.rules
+    )
+
+
+def _answers(rule: Rule, name: str) -> bool:
+    """Whether an egress rule decides if `name` may be asked for."""
+    match rule.target:
+        case DomainTarget() as target:
+            whole = not rule.protocols and not rule.ports
+            return target.holds(name) and (rule.action is Action.ALLOW or whole)
+        case AnyTarget() | GroupTarget(Group.PUBLIC):
+            return rule.action is Action.ALLOW
+        case _:
+            return False
+
+
+def _flow(
+    direction: Direction,
+    protocol: Protocol,
+    peer: Address,
+    port: int | None,
+    places: Places,
+    name: FlowName | None,
+) -> tuple[Flow, _Peer]:
     _check_question(direction, protocol, port)
     peer = without_scope(peer)
     found = _Peer(
@@ -86,36 +190,64 @@ def decide(
         port if protocol in WITH_PORTS else None,
         found.group,
         is_dns=direction is Direction.EGRESS and port == DNS_PORT and peer in places.dns,
+        name=name if direction is Direction.EGRESS else None,
     )
-    return _decide(policy, flow, found)
+    return flow, found
 
 
 def _decide(policy: Policy, flow: Flow, peer: _Peer) -> Verdict:
     if unroutable(peer.address, peer.group):
         return Verdict(Action.DENY, None, "floor: unroutable", peer.group, because_unroutable(flow))
+    passed: Rule | None = None
     for index, rule in enumerate(policy.rules):
         if _matches(rule, flow, peer):
             text = str(rule)
-            reason = because_rule(flow, rule.action, text)
+            reason = because_rule(flow, rule.action, text, passed)
             return Verdict(rule.action, index, text, peer.group, reason)
+        if passed is None and _could_allow(rule, flow):
+            passed = rule
     if peer.group in FLOOR:
-        return Verdict(Action.DENY, None, f"floor: {peer.group}", peer.group, because_floor(flow))
-    action = policy.default(flow.direction)
-    text = f"default_{flow.direction}={action}"
-    return Verdict(action, None, text, peer.group, because_default(flow, action, text))
+        reason = because_floor(flow, passed)
+        return Verdict(Action.DENY, None, f"floor: {peer.group}", peer.group, reason)
+    action, text = _default(policy, flow.direction)
+    return Verdict(action, None, text, peer.group, because_default(flow, action, text, passed))
+
+
+def _default(policy: Policy, direction: Direction) -> tuple[Action, str]:
+    action = policy.default(direction)
+    return action, f"default_{direction}={action}"
+
+
+def _could_allow(rule: Rule, flow: Flow) -> bool:
+    """Whether a rule that did not match would, were the flow's name or address another."""
+    if not isinstance(rule.target, DomainTarget) or rule.action is Action.DENY:
+        return False
+    if flow.name is None:
+        return flow.group is Group.PUBLIC and _serves(rule, flow)
+    return rule.target.holds(flow.name.name) and _serves(rule, flow)
 
 
 def _matches(rule: Rule, flow: Flow, peer: _Peer) -> bool:
-    if not rule.direction.covers(flow.direction):
+    if not _serves(rule, flow):
         return False
-    if rule.protocols and flow.protocol not in rule.protocols:
-        return False
-    if rule.ports and not any(flow.port in ports for ports in rule.ports if flow.port is not None):
-        return False
+    if isinstance(rule.target, DomainTarget):
+        goes_by_it = flow.name is not None and rule.target.holds(flow.name.name)
+        return goes_by_it and (rule.action is Action.DENY or flow.is_named)
     if not _reaches(rule.target, flow, peer):
         return False
     # A deny rule of any target covers the floor; an allow rule opens it only by name.
     return rule.action is Action.DENY or peer.group not in FLOOR or _names(rule.target, peer.group)
+
+
+def _serves(rule: Rule, flow: Flow) -> bool:
+    """Whether the flow is of the rule's direction, protocols and ports."""
+    if not rule.direction.covers(flow.direction):
+        return False
+    if rule.protocols and flow.protocol not in rule.protocols:
+        return False
+    if not rule.ports:
+        return True
+    return flow.port is not None and any(flow.port in ports for ports in rule.ports)
 
 
 def _reaches(target: Target, flow: Flow, peer: _Peer) -> bool:

@@ -14,6 +14,7 @@ from typing import ClassVar, TypeAlias
 
 from ..errors import ConfigError
 from .groups import FLOOR, Group, Network
+from .names import canonical_name, is_below
 
 #: Rules in one policy. A firewall rule each at worst; real policies have tens.
 MAX_RULES = 10_000
@@ -50,6 +51,9 @@ class Protocol(StrEnum):
     ICMPV4 = "icmpv4"
     ICMPV6 = "icmpv6"
 
+
+#: What an error says of a rule by name in another direction.
+BY_NAME_IS_EGRESS = "a rule by name is egress; who comes in is known by address"
 
 #: The protocols whose flows have a port.
 WITH_PORTS = (Protocol.TCP, Protocol.UDP)
@@ -122,7 +126,40 @@ class NetworkTarget:
         return written(self.network)
 
 
-Target: TypeAlias = AnyTarget | DnsTarget | GroupTarget | NetworkTarget
+@dataclass(frozen=True, slots=True)
+class DomainTarget:
+    """Every flow that goes by a DNS name; an allow rule asks that its address be the name's too.
+
+    Raises `ConfigError` if `name` is none.
+    """
+
+    name: str
+    """Canonical, whatever spelling was given."""
+    subdomains: bool = False
+    """Whether the names below it are meant as well."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", canonical_name(self.name))
+
+    def __str__(self) -> str:
+        if self.subdomains:
+            return f"*.{self.name}"
+        # Bare, these would read back as a word or as an address.
+        needs_key = "." not in self.name or _ADDRESS_LIKE.issuperset(self.name)
+        return f"domain={self.name}" if needs_key else self.name
+
+    def holds(self, name: str) -> bool:
+        """Whether `name`, which is canonical, is meant."""
+        return is_below(name, self.name) if self.subdomains else name == self.name
+
+    def covers(self, other: DomainTarget) -> bool:
+        """Whether every name of `other` is one of this."""
+        return self.holds(other.name) and (self.subdomains or not other.subdomains)
+
+
+_ADDRESS_LIKE = frozenset("0123456789.-")
+
+Target: TypeAlias = AnyTarget | DnsTarget | GroupTarget | NetworkTarget | DomainTarget
 
 
 def _check_network(network: Network) -> None:
@@ -147,6 +184,7 @@ class Rule:
     """One rule. Ports are the service's: the destination's for egress, the guest's for ingress.
 
     Empty `protocols` is any, empty `ports` is any. Ports without protocols means tcp and udp.
+    Rules by name are egress: only the flow that the guest opens says where it goes.
     """
 
     action: Action
@@ -164,6 +202,8 @@ class Rule:
             raise ConfigError("ports", "+".join(map(str, ports)), "only tcp and udp have ports")
         if len(ports) > MAX_PORT_RANGES:
             raise ConfigError("ports", len(ports), f"at most {MAX_PORT_RANGES} ranges in one rule")
+        if isinstance(self.target, DomainTarget) and self.direction is not Direction.EGRESS:
+            raise ConfigError("direction", self.direction.value, BY_NAME_IS_EGRESS)
         object.__setattr__(self, "protocols", protocols)
         object.__setattr__(self, "ports", ports)
 
@@ -239,7 +279,7 @@ class Verdict:
     text: str
     """The deciding rule's canonical text, or `default_egress=deny`, `floor: metadata`, …"""
     group: Group | None
-    """The peer's group."""
+    """The peer's group; `None` of a question to the DNS, which has no peer."""
     reason: str
     """One sentence; of a denial it also says what would allow the flow."""
 

@@ -17,12 +17,24 @@ from .items import (
     read_rule,
     read_word,
 )
-from .rules import PORT_MAX, WITH_PORTS, Direction, Policy, PortRange, Protocol, Rule
+from .rules import (
+    BY_NAME_IS_EGRESS,
+    PORT_MAX,
+    WITH_PORTS,
+    Direction,
+    DomainTarget,
+    Policy,
+    PortRange,
+    Protocol,
+    Rule,
+    Target,
+)
 from .span import Span, nearest, shown
-from .targets import read_target
+from .targets import NAMED, read_name, read_target
 
 KEYS = ("profiles", "rules", *DEFAULTS)
-RULE_KEYS = ("action", "direction", "target", "protocols", "ports")
+TARGET_KEYS = ("target", *NAMED)
+RULE_KEYS = ("action", "direction", *TARGET_KEYS, "protocols", "ports")
 
 _Value = TypeVar("_Value")
 
@@ -70,20 +82,36 @@ def _read_rule_entry(entry: object, where: str) -> Rule:
 
 def _read_rule_table(table: Mapping[str, object], where: str) -> Rule:
     _check_keys(table, RULE_KEYS, where)
-    for key in ("action", "target"):
-        if key not in table:
-            raise ConfigError(f"{where}.{key}", None, "is required")
+    if "action" not in table:
+        raise ConfigError(f"{where}.action", None, "is required")
     action = read_word(_span(table["action"], f"{where}.action"), "action", ACTIONS)
     direction = Direction.EGRESS
     if "direction" in table:
         span = _span(table["direction"], f"{where}.direction")
         direction = read_word(span, "direction", DIRECTIONS)
-    target = read_target(_span(table["target"], f"{where}.target"), bare_ipv6=True)
+    target = _read_table_target(table, where)
+    if isinstance(target, DomainTarget) and direction is not Direction.EGRESS:
+        raise ConfigError(f"{where}.direction", table["direction"], BY_NAME_IS_EGRESS)
     protocols = _parts(table, "protocols", where, _read_protocol_entry)
     ports = _parts(table, "ports", where, _read_port_entry)
     if ports and not set(protocols) <= {Protocol.ANY, *WITH_PORTS}:
         raise ConfigError(f"{where}.ports", table["ports"], "only tcp and udp have ports")
     return Rule(action, direction, target, protocols, ports)
+
+
+def _read_table_target(table: Mapping[str, object], where: str) -> Target:
+    """What one of `target`, `domain` and `suffix` says."""
+    key, *more = [key for key in TARGET_KEYS if key in table] or ["target"]
+    if more:
+        raise ConfigError(
+            f"{where}.{more[0]}", table[more[0]], f"stands in the place of {key}: give one"
+        )
+    if key not in table:
+        raise ConfigError(f"{where}.{key}", None, "is required, or domain or suffix in its place")
+    span = _span(table[key], f"{where}.{key}")
+    if key in NAMED:
+        return read_name(span, subdomains=NAMED[key])
+    return read_target(span, bare_ipv6=True)
 
 
 def _parts(

@@ -5,8 +5,17 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from ..errors import ConfigError
 from .groups import Group, Network
-from .rules import AnyTarget, DnsTarget, GroupTarget, NetworkTarget, Target, written
+from .rules import (
+    AnyTarget,
+    DnsTarget,
+    DomainTarget,
+    GroupTarget,
+    NetworkTarget,
+    Target,
+    written,
+)
 from .span import Span, near_hint, shown
 
 #: The words of groups. `none` is not among them: it is a profile, and no address a peer has.
@@ -26,11 +35,11 @@ NARROWED = {
     "metadata": Group.METADATA,
     "meta": Group.METADATA,
 }
-#: `key=…` targets whose value is a name.
-NAMED = ("domain", "suffix")
+#: `key=…` targets whose value is a name, and whether the names below it are meant.
+NAMED = {"domain": False, "suffix": True}
+_BELOW = "*."
 
 _IPV4_LIKE = re.compile(r"[0-9][0-9.-]*(/.*)?", re.DOTALL)
-_NAME_LIKE = re.compile(r"(\*\.)?[^.]+(\.[^.]+)+\.?", re.DOTALL)
 _PREFIX = re.compile(r"0|[1-9][0-9]{0,2}")
 #: The longest text of an IPv6 network: eight groups of which the last two as IPv4, and a prefix.
 _IPV6_TEXT_MAX = 49
@@ -52,8 +61,11 @@ def read_target(span: Span, *, bare_ipv6: bool = False) -> Target:
     network = _read_network_like(span, bare_ipv6=bare_ipv6)
     if network is not None:
         return NetworkTarget(network)
-    if _NAME_LIKE.fullmatch(text):
-        return _read_name(span)
+    if text.startswith(_BELOW):
+        return read_name(span.part(len(_BELOW)), subdomains=True)
+    # One word alone is a word misspelt; a name of one label is written `domain=`.
+    if "." in text.removesuffix("."):
+        return read_name(span, subdomains=False)
     return span.fail(f"unknown target {shown(text)}", _target_hint(text))
 
 
@@ -63,14 +75,16 @@ def _target_hint(text: str) -> str:
     if text == "*":
         return "everything is 'any'"
     hint = near_hint(text, WORDS)
-    return hint if "," not in hint else hint + ", an IPv4 address or network, [IPv6]"
+    if "," not in hint:
+        return hint
+    return f"{hint}, an IPv4 address or network, [IPv6], name.with.dots, domain=name"
 
 
 def _read_keyed(span: Span, *, bare_ipv6: bool) -> Target:
     key = span.text.partition("=")[0]
     value = span.part(len(key) + 1)
     if key in NAMED:
-        return _read_name(span)
+        return read_name(value, subdomains=NAMED[key])
     if key not in NARROWED:
         if key in GROUP_WORDS:
             span.fail(f"{key!r} cannot be narrowed", "write the address or network alone")
@@ -84,12 +98,16 @@ def _read_keyed(span: Span, *, bare_ipv6: bool) -> Target:
     return GroupTarget(NARROWED[key], network)
 
 
-def _read_name(span: Span) -> Target:
-    """Where names will be read. Until then a name is refused rather than resolved once."""
-    return span.fail(
-        f"names are not supported yet: {shown(span.text)}",
-        "use addresses, networks or groups",
-    )
+def read_name(span: Span, *, subdomains: bool) -> DomainTarget:
+    """The DNS name that `span` says, alone or with those below it; raises `PolicyError`."""
+    text = span.text
+    if text.startswith(_BELOW):
+        name = text.removeprefix(_BELOW)
+        span.fail("'*.' stands alone in front of a name", f"{_BELOW}{name} or suffix={name}")
+    try:
+        return DomainTarget(text, subdomains)
+    except ConfigError as error:
+        span.fail(f"not a name: {shown(text)}", error.expected)
 
 
 def _read_network_like(span: Span, *, bare_ipv6: bool) -> Network | None:

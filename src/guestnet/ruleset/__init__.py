@@ -9,10 +9,11 @@ from .base import FINGERPRINT, base_text
 from .compile import PolicyChains, compile_policy, policy_id, refusal_chain
 from .elements import Element, guest_elements, refusal_elements
 from .names import Family
-from .places import NetworkPlaces, places_text
+from .places import Doors, NetworkPlaces, places_text
 
 __all__ = [
     "FINGERPRINT",
+    "Doors",
     "Element",
     "Family",
     "NetworkPlaces",

@@ -14,6 +14,9 @@ A packet's way:
 4. *to_guest*: the destination address must be a live guest's, and chooses the policy's ingress
    chain, for packets from outside, from the host and from other guests.
 
+What a policy's relay chain redirects to the gateway (*handover*) arrives at the host instead
+(*handed_over*), with the guest's own source address; nobody else gets to the gateway's doors.
+
 What comes from elsewhere with a guest's source address is no guest's, and is dropped. An error
 message about a flow (*related*) passes only from an end of that flow.
 
@@ -57,6 +60,11 @@ _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 _BEFORE_DEFRAGMENTATION = -450
 #: A rule here for each policy in use: its members go to its chain.
 EGRESS_DISPATCH, INGRESS_DISPATCH = "egress_policies", "ingress_policies"
+#: The same for policies with rules by name, whose chains hand flows to the gateway.
+RELAY_DISPATCH = "relay_policies"
+#: The ports at which the gateway listens stand in maps; without one nothing is handed over.
+TO_RELAY = "redirect to :meta l4proto map @relay_door"
+TO_RESOLVER = "meta l4proto { tcp, udp } th dport 53 redirect to :meta l4proto map @resolver_door"
 _POLICED = f"and {GROUP_POLICED_MASK:#x} == {GROUP_ROUTED:#x}"
 _NOT_POLICED = f"and {GROUP_POLICED_MASK:#x} != {GROUP_ROUTED:#x}"
 
@@ -132,6 +140,9 @@ _INET_CHAINS = f"""
   set live4 {{ type ipv4_addr . ipv4_addr; }}
   set live6 {{ type ipv6_addr . ipv6_addr; }}
   set isolated {{ type ifname . ifname; }}
+  map relay_door {{ type inet_proto : inet_service; }}
+  map resolver_door {{ type inet_proto : inet_service; }}
+  set doors {{ type inet_proto . inet_service; }}
   set refused4 {{ type ipv4_addr; size {REFUSED_SET_SIZE}; flags dynamic; }}
   set refused6 {{ type ipv6_addr; size {REFUSED_SET_SIZE}; flags dynamic; }}
   counter refused {{ }}
@@ -195,6 +206,17 @@ invalid : goto invalid, untracked : goto invalid }}
     jump {EGRESS_DISPATCH}
     goto refuse_egress
   }}
+  chain {RELAY_DISPATCH} {{
+  }}
+  chain handover {{
+    type nat hook prerouting priority dstnat - 1; policy accept;
+    meta iifgroup {_POLICED} jump {RELAY_DISPATCH}
+  }}
+  chain handed_over {{
+    ip saddr . ip saddr != @live4 counter name unleased drop
+    ip6 saddr . ip6 saddr != @live6 counter name unleased drop
+    meta l4proto . th dport @doors accept
+  }}
   chain impostor {{
     ip saddr @guests4 counter name spoofed_ipv4 drop
     ip6 saddr @guests6 counter name spoofed_ipv6 drop
@@ -226,7 +248,9 @@ counter name spoofed_ipv6 drop
   chain input {{
     type filter hook input priority filter; policy accept;
     meta iifgroup {_POLICED} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    meta iifgroup {_POLICED} ct status dnat jump handed_over
     meta iifgroup {_POLICED} jump from_guest
+    iifname != "lo" meta l4proto . th dport @doors counter name invalid drop
   }}
   chain output {{
     type filter hook output priority filter; policy accept;

@@ -4,13 +4,19 @@ Each direction begins with a chain that sorts the peer: the host, the metadata s
 guests have chains of their own, which hold only the rules that may open them (the floor); what can
 be routed nowhere is refused; everything else meets the remaining rules in order. The first rule
 that matches decides, as `policy.decide` does for the same words.
+
+A policy with rules by name has one more chain, asked where destinations are rewritten: it walks the
+same ladder, leaves what addresses decide to the other chains, and hands TCP whose verdict may need
+a name to the gateway (and all questions to resolvers). So in the egress chain, where such a flow
+arrives only if no gateway takes it, a rule by name refuses. What has no connection to relay (UDP,
+ICMP) follows the pins: pairs of guest and address that the gateway vouches for.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ..policy import (
@@ -20,6 +26,7 @@ from ..policy import (
     AnyTarget,
     Direction,
     DnsTarget,
+    DomainTarget,
     Group,
     GroupTarget,
     NetworkTarget,
@@ -28,18 +35,33 @@ from ..policy import (
     Rule,
     Target,
     embed_ranges,
+    has_names,
 )
-from .base import EGRESS_DISPATCH, INGRESS_DISPATCH, STATIC_GROUPS, set_word
+from .base import (
+    EGRESS_DISPATCH,
+    INGRESS_DISPATCH,
+    RELAY_DISPATCH,
+    STATIC_GROUPS,
+    TO_RELAY,
+    TO_RESOLVER,
+    set_word,
+)
 from .names import TABLE
 from .sets import range6
 
 Network = IPv4Network | IPv6Network
 
+#: Pins of one rule in one family; the gateway's own cap on pins of a guest is far below.
+MAX_PINS = 65536
 _FLOOR_GROUPS = (Group.HOST, Group.METADATA, Group.GUESTS)
 _TEREDO = "2001::/32"
 _TEREDO_CLIENT = "ip6 {side} & ::ffff:ffff"
 _LAYER4 = {Protocol.TCP: "tcp", Protocol.UDP: "udp"}
 _IPV4_ONLY, _IPV6_ONLY = "meta nfproto ipv4", "meta nfproto ipv6"
+#: Name services that bypass the gateway: DNS beside it, DNS over TLS and QUIC (853, 784, 8853),
+#: multicast DNS, LLMNR, NetBIOS.
+_NAME_SERVICES = "meta l4proto { tcp, udp } th dport { 53, 137-138, 784, 853, 5353, 5355, 8853 }"
+_PINS = "-pins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +81,24 @@ class PolicyChains:
         """The chain packets to the guest enter."""
         return f"{self.id}-ingress"
 
+    @property
+    def relay(self) -> str | None:
+        """The chain that hands flows to the gateway, of a policy with rules by name."""
+        name = f"{self.id}-relay"
+        return name if any(name == chain for chain, _rules in self.chains) else None
+
     def install_text(self) -> str:
         """One transaction that makes the chains and sends the policy's members there."""
         names = [name for name, _rules in self.chains]
         lines = [
             f"add set inet {TABLE} {members_set(self.id, version)} {{ type ipv{version}_addr; }}"
             for version in (4, 6)
+        ]
+        lines += [
+            f"add set inet {TABLE} {pins} "
+            f"{{ type ipv{v}_addr . ipv{v}_addr; size {MAX_PINS}; flags timeout; }}"
+            for name in names
+            for v, pins in _pins_sets(name)
         ]
         lines += [f"add chain inet {TABLE} {name}" for name in names]
         lines += [f"flush chain inet {TABLE} {name}" for name in names]
@@ -76,12 +110,28 @@ class PolicyChains:
     def dispatch_text(self) -> str:
         """The rules that send members to the policy's chains."""
         low, high = members_set(self.id, 4), members_set(self.id, 6)
-        return (
+        relay = ""
+        if self.relay is not None:
+            relay = (
+                f"add rule inet {TABLE} {RELAY_DISPATCH} ip saddr @{low} goto {self.relay}\n"
+                f"add rule inet {TABLE} {RELAY_DISPATCH} ip6 saddr @{high} goto {self.relay}\n"
+            )
+        return relay + (
             f"add rule inet {TABLE} {EGRESS_DISPATCH} ip saddr @{low} goto {self.egress}\n"
             f"add rule inet {TABLE} {EGRESS_DISPATCH} ip6 saddr @{high} goto {self.egress}\n"
             f"add rule inet {TABLE} {INGRESS_DISPATCH} ip daddr @{low} goto {self.ingress}\n"
             f"add rule inet {TABLE} {INGRESS_DISPATCH} ip6 daddr @{high} goto {self.ingress}\n"
         )
+
+
+def pins_set(policy: str, rule: int, version: int) -> str:
+    """The set of a rule's pins in one family: pairs of guest and address, each for a time."""
+    return f"{policy}{_PINS}{rule}-{version}"
+
+
+def _pins_sets(chain: str) -> list[tuple[int, str]]:
+    """The sets that a chain of pins reads; none for other chains."""
+    return [(version, f"{chain}-{version}") for version in (4, 6) if _PINS in chain]
 
 
 def members_set(policy: str, version: int) -> str:
@@ -96,7 +146,8 @@ def removal_text(gone: Iterable[str], kept: Iterable[PolicyChains]) -> str:
     """
     chains = list(gone)
     policies = dict.fromkeys(policy_of(name) for name in chains)
-    lines = [f"flush chain inet {TABLE} {name}" for name in (EGRESS_DISPATCH, INGRESS_DISPATCH)]
+    dispatch = (EGRESS_DISPATCH, INGRESS_DISPATCH, RELAY_DISPATCH)
+    lines = [f"flush chain inet {TABLE} {name}" for name in dispatch]
     lines += [f"flush chain inet {TABLE} {name}" for name in chains]
     lines += [f"delete chain inet {TABLE} {name}" for name in chains]
     lines += [
@@ -104,6 +155,7 @@ def removal_text(gone: Iterable[str], kept: Iterable[PolicyChains]) -> str:
         for policy in policies
         for version in (4, 6)
     ]
+    lines += [f"delete set inet {TABLE} {pins}" for name in chains for _v, pins in _pins_sets(name)]
     return "\n".join(lines) + "\n" + "".join(policy.dispatch_text() for policy in kept)
 
 
@@ -131,6 +183,8 @@ def compile_policy(policy: Policy) -> PolicyChains:
         (Direction.INGRESS, policy.default_ingress),
     ):
         chains += _Compiler(name, policy, direction, default).chains()
+    if has_names(policy):
+        chains += _RelayCompiler(name, policy, Direction.EGRESS, policy.default_egress).chains()
     return PolicyChains(name, tuple(chains))
 
 
@@ -140,8 +194,10 @@ class _Compiler:
     def __init__(self, name: str, policy: Policy, direction: Direction, default: Action) -> None:
         self._egress = direction is Direction.EGRESS
         self._entry = f"{name}-{direction.value}"
+        self._id = name
         self._default = default
         self._refuse = f"goto {refusal_chain(direction)}"
+        self._names = self._egress and has_names(policy)
         #: The peer's side of the packet.
         self._side = "daddr" if self._egress else "saddr"
         self._rules = [
@@ -154,7 +210,8 @@ class _Compiler:
         """The entry chain, and before it a chain for each floor group that a rule opens."""
         floors = [(group, self._floor(group)) for group in _FLOOR_GROUPS]
         opened = [(self._floor_name(g), tuple(rules)) for g, rules in floors if rules]
-        entry = []
+        opened += self._pins_chains()
+        entry = self._first()
         for group, rules in floors:
             verdict = f"goto {self._floor_name(group)}" if rules else self._refuse
             entry += [f"{match} {verdict}" for match in self._floor_match(group)]
@@ -164,6 +221,10 @@ class _Compiler:
         allowed = self._default is Action.ALLOW
         entry.append(self._pass(forwarded=True) if allowed else self._refuse)
         return [*opened, (self._entry, tuple(entry))]
+
+    def _first(self) -> list[str]:
+        """What comes before all rules: past the gateway there are no name services."""
+        return [f"{_NAME_SERVICES} counter {self._refuse}"] if self._names else []
 
     def _floor_name(self, group: Group) -> str:
         return f"{self._entry}-{group.value}"
@@ -179,13 +240,13 @@ class _Compiler:
         rules = [(index, rule) for index, rule in self._rules if self._concerns(rule, group)]
         if not any(rule.action is Action.ALLOW for _index, rule in rules):
             return []
-        lines = [
-            line
-            for index, rule in rules
-            for line in self._lines(
-                index, rule, self._floor_target(rule.target), forwarded=group is not Group.HOST
-            )
-        ]
+        lines: list[str] = []
+        for index, rule in rules:
+            if isinstance(rule.target, DomainTarget):
+                lines += self._named(index, rule)
+            else:
+                targets = self._floor_target(rule.target)
+                lines += self._lines(index, rule, targets, forwarded=group is not Group.HOST)
         return [*lines, self._refuse]
 
     def _concerns(self, rule: Rule, group: Group) -> bool:
@@ -218,6 +279,8 @@ class _Compiler:
         target = rule.target
         if isinstance(target, GroupTarget) and target.group not in STATIC_GROUPS:
             return []  # of the floor, which has chains of its own, or unroutable
+        if isinstance(target, DomainTarget):
+            return self._named(index, rule)
         return self._lines(index, rule, self._target(target), forwarded=True)
 
     def _lines(self, index: int, rule: Rule, targets: list[str], forwarded: bool) -> list[str]:
@@ -229,6 +292,39 @@ class _Compiler:
             for service in _services(rule)
             for target in targets
             if not _contradict(target, service)
+        ]
+
+    # -- rules by name -----------------------------------------------------------------------
+
+    def _named(self, index: int, rule: Rule) -> list[str]:
+        """A rule by name, for what the gateway did not take: TCP is refused, the rest has pins."""
+        lines = [
+            f'{target} {service} counter {self._refuse} comment "rule {index}"'.strip()
+            for service in _tcp_service(rule)
+            for target in self._reach_of(rule)
+        ]
+        return [*lines, *(f"{service} jump {self._pins_name(index)}" for service in _rest(rule))]
+
+    def _reach_of(self, rule: Rule) -> list[str]:
+        """Peers that a rule by name is about: a name that is allowed opens public ones only."""
+        return self._group(Group.PUBLIC) if rule.action is Action.ALLOW else [""]
+
+    def _pins_name(self, index: int) -> str:
+        return f"{self._id}{_PINS}{index}"
+
+    def _pins_chains(self) -> list[tuple[str, tuple[str, ...]]]:
+        return [
+            (self._pins_name(index), tuple(self._pins_rules(index, rule)))
+            for index, rule in self._rules
+            if isinstance(rule.target, DomainTarget) and _rest(rule)
+        ]
+
+    def _pins_rules(self, index: int, rule: Rule) -> list[str]:
+        verdict = self._pass(forwarded=True) if rule.action is Action.ALLOW else self._refuse
+        return [
+            f"{ip} saddr . {ip} daddr @{pins_set(self._id, index, version)} "
+            f'counter {verdict} comment "rule {index}"'
+            for ip, version in (("ip", 4), ("ip6", 6))
         ]
 
     def _target(self, target: Target) -> list[str]:
@@ -268,6 +364,70 @@ class _Compiler:
             f"ip6 {side} {{ {embedded} }}",
             f"ip6 {side} {_TEREDO} {_TEREDO_CLIENT.format(side=side)} {client}",
         ]
+
+
+class _RelayCompiler(_Compiler):
+    """The chain that hands flows to the gateway: `return` leaves a flow to the egress chain."""
+
+    def __init__(self, name: str, policy: Policy, direction: Direction, default: Action) -> None:
+        super().__init__(name, policy, direction, default)
+        self._entry = f"{name}-relay"
+        self._refuse = "return"
+        last = max(i for i, rule in self._rules if isinstance(rule.target, DomainTarget))
+        self._rules = [(index, rule) for index, rule in self._rules if index <= last]
+        self._default = Action.DENY
+
+    def _first(self) -> list[str]:
+        return [TO_RESOLVER, "meta l4proto != tcp return"]
+
+    def _pass(self, *, forwarded: bool) -> str:  # noqa: ARG002
+        return "return"
+
+    def _floor(self, group: Group) -> list[str]:
+        lines = super()._floor(group)
+        return lines if any(TO_RELAY in line for line in lines) else []
+
+    def _lines(
+        self,
+        index: int,  # noqa: ARG002
+        rule: Rule,
+        targets: list[str],
+        forwarded: bool,  # noqa: ARG002
+    ) -> list[str]:
+        if rule.protocols and Protocol.TCP not in rule.protocols:
+            return []
+        ports = f"tcp dport {_any_of([str(ports) for ports in rule.ports])}" if rule.ports else ""
+        if isinstance(rule.target, DnsTarget):
+            return []  # its port is the resolver's, which came first
+        return [" ".join(part for part in (target, ports, "return") if part) for target in targets]
+
+    def _named(self, index: int, rule: Rule) -> list[str]:  # noqa: ARG002
+        return [
+            f"{target} {service} {TO_RELAY}".strip()
+            for service in _tcp_service(rule)
+            for target in self._reach_of(rule)
+        ]
+
+    def _pins_chains(self) -> list[tuple[str, tuple[str, ...]]]:
+        return []
+
+
+def _tcp_service(rule: Rule) -> list[str]:
+    """The TCP part of a rule's services, if it has one."""
+    if rule.protocols and Protocol.TCP not in rule.protocols:
+        return []
+    return [_transport(["tcp"], rule)]
+
+
+def _rest(rule: Rule) -> list[str]:
+    """What a rule's services have beside TCP, as alternatives."""
+    if not rule.protocols:
+        return ["meta l4proto != tcp"]
+    without_tcp = tuple(p for p in rule.protocols if p is not Protocol.TCP)
+    if not without_tcp:
+        return []
+    ports = rule.ports if Protocol.UDP in without_tcp else ()
+    return _services(replace(rule, protocols=without_tcp, ports=ports))
 
 
 def _inverted(lo: int, hi: int) -> tuple[int, int]:

@@ -36,8 +36,21 @@ _SETS = (
     "resolver6",
     "shared",
     "isolated",
+    "doors",
+    "relay_door",
+    "resolver_door",
 )
+_MAPS = ("relay_door", "resolver_door")
 _IPV4_MASK = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The ports at which a gateway takes over flows, of every address of the site."""
+
+    relay_tcp: int
+    resolver_udp: int
+    resolver_tcp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,9 @@ def _less(pool: Network, hole: Network) -> Iterator[Network]:
         yield from one.address_exclude(hole)
 
 
-def places_text(networks: Iterable[NetworkPlaces], host: Iterable[Address]) -> str:
+def places_text(
+    networks: Iterable[NetworkPlaces], host: Iterable[Address], doors: Doors | None = None
+) -> str:
     """One transaction that makes the machine's sets say exactly this."""
     members: dict[str, list[str]] = {name: [] for name in _SETS}
     for network in networks:
@@ -90,9 +105,18 @@ def places_text(networks: Iterable[NetworkPlaces], host: Iterable[Address]) -> s
     for address in host:
         if isinstance(address, IPv4Address):
             _embedded(int(address), int(address), members["host_embedded6"], members["host_teredo"])
+    if doors is not None:
+        members["relay_door"] = [f"tcp : {doors.relay_tcp}"]
+        members["resolver_door"] = [f"udp : {doors.resolver_udp}", f"tcp : {doors.resolver_tcp}"]
+        members["doors"] = [
+            f"tcp . {doors.relay_tcp}",
+            f"udp . {doors.resolver_udp}",
+            f"tcp . {doors.resolver_tcp}",
+        ]
     lines = []
     for name, listed in members.items():
-        lines.append(f"flush set inet {TABLE} {name}")
+        kind = "map" if name in _MAPS else "set"
+        lines.append(f"flush {kind} inet {TABLE} {name}")
         if listed:
             joined = ", ".join(dict.fromkeys(listed))
             lines.append(f"add element inet {TABLE} {name} {{ {joined} }}")

@@ -1,0 +1,273 @@
+"""Two connected sockets made one connection: the kernel moves the bytes, this says when.
+
+A flow is two ways (`way`), each of which moves what it can when something has changed. It ends in
+order when both have come to their end. A socket that fails (reset, timed out) takes the other with
+it, by a reset, as soon as what it had received before cannot go further.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .pipes import PipePool
+from .reactor import Reactor, Timer
+from .way import COPY_BYTES, Way
+
+#: A silent peer is asked after a minute, and lost after another: before most NATs forget it.
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 15, 4
+
+_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI
+_READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
+_WRITABLE = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Reason(StrEnum):
+    """Why a flow ended."""
+
+    #: Both ends closed.
+    FINISHED = "finished"
+    #: The client's or the server's connection failed; `Ended.errno` says how.
+    CLIENT_FAILED = "client failed"
+    SERVER_FAILED = "server failed"
+    #: Nothing moved for `idle_s`.
+    IDLE = "idle"
+    #: `Flow.close`.
+    CLOSED = "closed"
+    #: The machine refused to watch a socket, or a fault of ours.
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a flow was, now that both sockets are closed."""
+
+    bytes_up: int
+    """Bytes given to the server's socket."""
+    bytes_down: int
+    """Bytes given to the client's socket."""
+    reason: Reason
+    duration_s: float
+    errno: int = 0
+    """Of a failed socket or a fault: ECONNRESET, ETIMEDOUT …"""
+
+
+OnEnd = Callable[[Ended], None]
+
+
+class Relay:
+    """Flows between clients and servers. `idle_s`: seconds without a byte after which one is reset.
+
+    `on_end` is told of flows that were given none of their own. How many flows there may be is the
+    caller's to limit: one that is idle costs two descriptors and some 2 KB.
+    """
+
+    def __init__(
+        self, reactor: Reactor, *, pipes: PipePool, idle_s: float, on_end: OnEnd | None = None
+    ) -> None:
+        self.reactor = reactor
+        self.pipes = pipes
+        self.idle_s = idle_s
+        self._on_end = on_end
+        self._flows: set[Flow] = set()
+        # Shared by all: what is copied is read and written within one call.
+        self._scratch = memoryview(bytearray(COPY_BYTES))
+
+    def __len__(self) -> int:
+        """Flows that have not ended."""
+        return len(self._flows)
+
+    def start(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        to_server: bytes = b"",
+        on_end: OnEnd | None = None,
+    ) -> Flow:
+        """Relay between two non-blocking TCP sockets, which are the relay's from here on.
+
+        `to_server` was read from the client already and goes first. The server's connect may still
+        be under way. A socket that cannot be watched ends the flow, like any failure of one.
+        """
+        flow = Flow(self, client, server, to_server, on_end or self._on_end)
+        self._flows.add(flow)
+        flow._begin()
+        return flow
+
+    def close(self) -> None:
+        """Reset every flow; the pool stays its owner's."""
+        for flow in list(self._flows):
+            flow.close(reset=True)
+
+
+class Flow:
+    """One relayed connection. Made by `Relay.start`."""
+
+    __slots__ = (
+        "_began", "_client", "_down", "_last", "_on_end", "_open", "_queued", "_relay", "_server",
+        "_timer", "_up", "_watched",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        relay: Relay,
+        client: socket.socket,
+        server: socket.socket,
+        to_server: bytes,
+        on_end: OnEnd | None,
+    ) -> None:
+        self._relay = relay
+        self._client = client
+        self._server = server
+        self._up = Way(client, server, to_server)
+        self._down = Way(server, client, b"")
+        self._on_end = on_end
+        self._began = self._last = relay.reactor.now()
+        self._timer: Timer | None = None
+        self._open = True
+        self._queued = False
+        self._watched: tuple[int, ...] = ()
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes given to the server's socket so far."""
+        return self._up.moved
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes given to the client's socket so far."""
+        return self._down.moved
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return not self._open
+
+    def close(self, *, reset: bool = True) -> None:
+        """End it now, by a reset of both sides or an orderly close; closing twice is fine.
+
+        What has not been delivered is lost either way. `on_end` is called before this returns.
+        """
+        self._end(Reason.CLOSED, reset=reset)
+
+    # -- from the loop -----------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        reactor = self._relay.reactor
+        try:
+            for each in (self._client, self._server):
+                _prepare(each)
+            for each, handler in ((self._client, self._on_client), (self._server, self._on_server)):
+                reactor.add(each.fileno(), handler, _EVENTS)
+                self._watched = (*self._watched, each.fileno())
+        except OSError as error:
+            number = error.errno or 0
+            # Later: the caller has not even got the flow yet.
+            reactor.call_soon(lambda: self._end(Reason.FAULT, number))
+            return
+        except ValueError:  # watched by someone else: the caller's fault, and told to it
+            self._on_end = None
+            self._end(Reason.FAULT)
+            raise
+        self._timer = reactor.call_later(self._relay.idle_s, self._check_idle)
+
+    def _on_client(self, events: int) -> None:
+        self._on_event(events, self._up, self._down)
+
+    def _on_server(self, events: int) -> None:
+        self._on_event(events, self._down, self._up)
+
+    def _on_event(self, events: int, out: Way, into: Way) -> None:
+        """Note what a socket is ready for: `out` of it and `into` it."""
+        if events & _READABLE:
+            out.readable = True
+        if events & _WRITABLE:
+            into.writable = True
+        if events & select.EPOLLPRI:
+            out.copies = True
+        if events & select.EPOLLERR:
+            # Asking takes the error away: from now on the socket only seems to have ended.
+            number = out.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                out.fail_source(number)
+                into.fail_sink(number, self._relay.pipes)
+        if not self._queued:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._queued = False
+        if not self._open:
+            return
+        up, down, relay = self._up, self._down, self._relay
+        before = up.moved + down.moved
+        try:
+            up_goes_on = up.pump(relay.pipes, relay._scratch)
+            if up.sink_error:
+                down.fail_source(up.sink_error)
+            down_goes_on = down.pump(relay.pipes, relay._scratch)
+            if down.sink_error and not up.source_error:
+                up.fail_source(down.sink_error)
+                up_goes_on = up.pump(relay.pipes, relay._scratch)
+        except BaseException:
+            self._end(Reason.FAULT)
+            raise
+        if up.moved + down.moved != before:
+            self._last = relay.reactor.now()
+        if up.source_error and not up_goes_on:
+            self._end(Reason.CLIENT_FAILED, up.source_error)
+        elif down.source_error and not down_goes_on:
+            self._end(Reason.SERVER_FAILED, down.source_error)
+        elif up.done and down.done:
+            self._end(Reason.FINISHED, reset=False)
+        elif up_goes_on or down_goes_on:
+            self._queued = True
+            relay.reactor.call_soon(self._turn)
+
+    def _check_idle(self) -> None:
+        """Look only now and then, so that moving bytes costs no timer."""
+        reactor, idle_s = self._relay.reactor, self._relay.idle_s
+        left = self._last + idle_s - reactor.now()
+        if left <= 0:
+            self._timer = None
+            self._end(Reason.IDLE)
+        else:
+            self._timer = reactor.call_later(left, self._check_idle)
+
+    def _end(self, reason: Reason, number: int = 0, *, reset: bool = True) -> None:
+        if not self._open:
+            return
+        self._open = False
+        relay = self._relay
+        if self._timer is not None:
+            self._timer.cancel()
+        for way in (self._up, self._down):
+            way.drop(relay.pipes)
+        for fd in self._watched:
+            relay.reactor.remove(fd)
+        for each in (self._client, self._server):
+            if reset:
+                with suppress(OSError):
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            each.close()
+        relay._flows.discard(self)
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            duration_s = relay.reactor.now() - self._began
+            on_end(Ended(self._up.moved, self._down.moved, reason, duration_s, number))
+
+
+def _prepare(each: socket.socket) -> None:
+    """Small writes go at once, a dead peer is noticed, urgent bytes stay where they were sent."""
+    each.setblocking(False)
+    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)

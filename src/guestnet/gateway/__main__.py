@@ -1,0 +1,33 @@
+"""Entry of the gateway process: `python -m guestnet.gateway SETUP`, started by the supervisor."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+
+from ..kernel.netns import CLONE_NEWNET, setns
+from .confine import die_with_parent
+from .doorway import Doorway
+from .worker import Worker
+
+
+def main() -> None:
+    """Take over what was handed over, and work."""
+    die_with_parent()
+    # The daemon ends it; a Ctrl-C in its terminal is the daemon's to hear.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="guestnet-gateway: %(message)s")
+    setup = json.loads(sys.argv[1])
+    if setup["netns"] is not None:
+        setns(setup["netns"], CLONE_NEWNET, "the site")
+        os.close(setup["netns"])
+    doorway = Doorway.adopt(setup)
+    control = socket.socket(fileno=setup["control"])
+    Worker(control, doorway).run(setup["uid"], setup["gid"])
+
+
+main()

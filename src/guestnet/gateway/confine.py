@@ -1,0 +1,120 @@
+"""Giving up everything that reading guests' bytes does not need.
+
+Called once, after all modules are loaded and all sockets are there. Each step that the kernel does
+not offer is left out and told, so that `doctor` can say how far the gateway is confined.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
+#: asm-generic/unistd.h: the same numbers on every architecture.
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+#: Filesystem rights by landlock's ABI version (linux/landlock.h): all of them are taken away.
+_LANDLOCK_FS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+#: Descriptors: two for each flow, two more while its bytes are in a pipe, one for each question.
+MAX_FILES = 65536
+
+#: What a relay never calls: (x86_64, aarch64) numbers. A filter that allowed only what it does call
+#: would break with the next interpreter or C library.
+_FORBIDDEN = {
+    "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "fork": (57, None),
+    "vfork": (58, None), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "chroot": (161, 51), "setns": (308, 268), "unshare": (272, 97), "bpf": (321, 280),
+    "kexec_load": (246, 104), "init_module": (175, 105), "finit_module": (313, 273),
+    "delete_module": (176, 106), "keyctl": (250, 219), "add_key": (248, 217),
+    "request_key": (249, 218), "perf_event_open": (298, 241), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
+    "open_by_handle_at": (304, 265), "kcmp": (312, 272), "reboot": (169, 142), "swapon": (167, 224),
+    "acct": (163, 89), "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430),
+    "pidfd_getfd": (438, 438),
+}  # fmt: skip
+_AUDIT_ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends."""
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended in between
+        os._exit(1)
+
+
+def confine(uid: int, gid: int) -> tuple[str, ...]:
+    """Give up rights, one kind after the other; returns the names of those given up."""
+    done = []
+    for limit, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, MAX_FILES),
+    ):
+        _soft, hard = resource.getrlimit(limit)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+    done.append("limits")
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)  # the last capability goes with it
+        done.append("user")
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no children, no threads
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    done.append("no-new-privileges")
+    # The change of user has reset what was asked for at the start.
+    die_with_parent()
+    if _landlock():
+        done.append("landlock")
+    if _seccomp():
+        done.append("seccomp")
+    return tuple(done)
+
+
+def _landlock() -> bool:
+    """Take away the whole filesystem: no file can be opened, made or run from here on."""
+    version = _libc.syscall(
+        _LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version < 1:
+        return False
+    bits = _LANDLOCK_FS[min(version, max(_LANDLOCK_FS))]
+    rules = ctypes.create_string_buffer(struct.pack("=Q", (1 << bits) - 1))
+    fd = _libc.syscall(_LANDLOCK_CREATE_RULESET, rules, ctypes.c_size_t(8), 0)
+    if fd < 0:
+        return False
+    try:
+        return bool(_libc.syscall(_LANDLOCK_RESTRICT_SELF, fd, 0) == 0)
+    finally:
+        os.close(fd)
+
+
+def _seccomp() -> bool:
+    """Refuse (EPERM) the system calls that take over or leave a process."""
+    arch = _AUDIT_ARCH.get(platform.machine())
+    if arch is None:
+        return False
+    column, audit = arch
+    numbers = [n[column] for n in _FORBIDDEN.values() if n[column] is not None]
+    load, equal, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000 | 1
+    program = [(load, 0, 0, 4), (equal, 1, 0, audit), (answer, 0, 0, kill), (load, 0, 0, 0)]
+    for index, number in enumerate(numbers):
+        program.append((equal, len(numbers) - index, 0, number or 0))
+    program += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    code = b"".join(struct.pack("=HBBI", *step) for step in program)
+    held = ctypes.create_string_buffer(code)
+    header = struct.pack("@HP", len(program), ctypes.addressof(held))
+    filters = ctypes.create_string_buffer(header)
+    return bool(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, filters, 0, 0) == 0)

@@ -1,0 +1,471 @@
+"""Guests' questions to resolvers, whatever resolver they asked: the kernel redirected them here.
+
+The ladder, per question:
+
+1. What is no single, sane question gets the error that says so.
+2. The guest's policy decides about the name; a denied one does not exist, and the answer says why.
+3. Names of our own are answered from here. Encrypted resolvers exist only for policies that name
+   them: what is resolved there has no pin.
+4. A fresh answer from the cache, or one upstream question for all guests that ask the same.
+5. Every address in the answer is classified: a name leads to public addresses, or to such as a rule
+   by address names, or the answer is refused whole (rebinding).
+6. The addresses are pinned for the guest: they are what the name stands for from now on. Where
+   rules by name are about more than TCP the kernel has the pins before the guest has the answer.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ..dns import (
+    GRACE_S,
+    MAX_TCP_QUERY_BYTES,
+    BadQuestion,
+    Cache,
+    Ede,
+    LocalRecords,
+    Question,
+    Rcode,
+    Response,
+    Rtype,
+    build_answer,
+    failure,
+    fit,
+    is_encrypted_resolver,
+    read_question,
+    refusal,
+)
+from ..errors import ConfigError
+from ..flow import Reactor, Timer
+from ..model import Decision
+from ..policy import (
+    Action,
+    DomainTarget,
+    Protocol,
+    Verdict,
+    decide_question,
+    opens_address,
+)
+from .guests import Guest, Guests, is_allowed
+from .messages import AddPins, Message
+from .upstreams import Query
+
+Address = IPv4Address | IPv6Address
+
+#: The name under which guests find the host.
+HOST_ALIAS = "host.guestnet.internal"
+#: Questions of one guest that wait for an upstream, and of all: more are answered SERVFAIL. A guest
+#: that resolves in parallel has some tens.
+GUEST_ASKING, ALL_ASKING = 256, 4096
+#: Connections to the resolver, of one guest: they are closed when they have been idle.
+GUEST_STREAMS, STREAM_IDLE_S = 32, 10.0
+#: Datagrams answered before others get their turn.
+TURN = 64
+#: How long an answer waits for its pins to stand in the kernel.
+PIN_WAIT_S = 2.0
+_IP_PKTINFO, _IPV6_PKTINFO = 8, 50
+_ANCILLARY_BYTES = 64
+
+Reply = Callable[[bytes], None]
+
+
+@dataclass(slots=True)
+class _Asking:
+    """One upstream question, and who waits for it."""
+
+    waiting: list[Callable[[Response | str], None]] = field(default_factory=list)
+
+
+class Resolving:
+    """The resolver doors of all guests."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        udp: tuple[socket.socket, ...],
+        tcp: tuple[socket.socket, ...],
+        guests: Guests,
+        cache: Cache,
+        tell: Callable[[Decision], None],
+        send: Callable[[Message], None],
+    ) -> None:
+        self._reactor = reactor
+        self._guests = guests
+        self._cache = cache
+        self._tell = tell
+        self._send = send
+        self._asking: dict[tuple[str, int, tuple[Address, ...]], _Asking] = {}
+        self._pinning: dict[int, tuple[Callable[[], None], Timer]] = {}
+        self._sequence = 0
+        for each in udp:
+            reactor.add(each.fileno(), partial(self._on_datagrams, each), select.EPOLLIN)
+        for each in tcp:
+            reactor.add(each.fileno(), partial(self._on_streams, each), select.EPOLLIN)
+
+    # -- datagrams ---------------------------------------------------------------------------
+
+    def _on_datagrams(self, door: socket.socket, _events: int) -> None:
+        self._hear(door)
+
+    def _hear(self, door: socket.socket) -> None:
+        for _turn in range(TURN):
+            try:
+                data, ancillary, _flags, source = door.recvmsg(4096, _ANCILLARY_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error about a former answer
+            guest = self._guests.at(ip_address(source[0].split("%")[0]))
+            if guest is not None:
+                reply = self._datagram_reply(door, source, _from_there(ancillary))
+                self._answer(guest, data, reply, "udp")
+        self._reactor.call_soon(lambda: self._hear(door))
+
+    def _datagram_reply(
+        self,
+        door: socket.socket,
+        source: tuple[object, ...],
+        ancillary: list[tuple[int, int, bytes]],
+    ) -> Reply:
+        def reply(wire: bytes) -> None:
+            with suppress(OSError):  # its buffers are full, or it is gone: it asks again
+                door.sendmsg([wire], ancillary, 0, source)
+
+        return reply
+
+    # -- streams -----------------------------------------------------------------------------
+
+    def _on_streams(self, door: socket.socket, _events: int) -> None:
+        self._accept(door)
+
+    def _accept(self, door: socket.socket) -> None:
+        while True:
+            try:
+                client, source = door.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                self._reactor.call_later(0.1, lambda: self._accept(door))
+                return
+            guest = self._guests.at(ip_address(source[0].split("%")[0]))
+            streams = sum(isinstance(flow, _Stream) for flow in guest.flows) if guest else 0
+            if guest is None or streams >= GUEST_STREAMS:
+                client.close()
+                continue
+            client.setblocking(False)
+            guest.flows.add(_Stream(self._reactor, client, guest, self._answer))
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def _answer(self, guest: Guest, data: bytes, reply: Reply, protocol: str) -> None:
+        over_tcp = protocol == "tcp"
+        try:
+            question = read_question(data, MAX_TCP_QUERY_BYTES) if over_tcp else read_question(data)
+        except BadQuestion as bad:
+            wire = failure(bad)
+            if wire is not None:
+                reply(wire)
+            return
+        limit = 65535 if over_tcp else question.udp_limit_bytes
+
+        def fitting(wire: bytes) -> None:
+            reply(fit(wire, question, limit))
+
+        verdict = self._verdict(guest, question.name)
+        local = self._local(guest).answer(question)
+        if local is not None:
+            fitting(local)
+        elif not is_allowed(verdict):
+            self._told(guest, question, verdict, protocol)
+            fitting(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, verdict.reason))
+        else:
+            self._answer_allowed(guest, question, verdict, fitting, protocol)
+
+    def _verdict(self, guest: Guest, name: str) -> Verdict:
+        try:
+            verdict = decide_question(guest.policy, name)
+        except ConfigError:
+            return Verdict(Action.DENY, None, "no name", None, f"{name!r} is no name of a host")
+        rule = guest.policy.rules[verdict.rule] if verdict.rule is not None else None
+        by_name = rule is not None and isinstance(rule.target, DomainTarget)
+        if is_allowed(verdict) and not by_name and is_encrypted_resolver(name):
+            return Verdict(
+                Action.DENY, None, "encrypted resolvers", None,
+                f"{name} resolves names where no rule sees them; a rule by its name allows it",
+            )  # fmt: skip
+        return verdict
+
+    def _local(self, guest: Guest) -> LocalRecords:
+        return LocalRecords({HOST_ALIAS: guest.gateways})
+
+    def _answer_allowed(
+        self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
+    ) -> None:
+        now = self._reactor.now()
+        entry = self._cache.get(question.key, now)
+        if entry is not None:
+            # What is in the cache leads to public addresses only, which every policy lets pass.
+            left = [(address, entry.expires_at) for address in entry.addresses]
+            self._pin_and_reply(
+                guest, question, verdict, left, entry.reply(question, now), reply, protocol
+            )
+            return
+        if guest.asking >= GUEST_ASKING or len(self._asking) >= ALL_ASKING:
+            reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "too many questions at a time"))
+            return
+        guest.asking += 1
+
+        def answered(result: Response | str) -> None:
+            guest.asking -= 1
+            self._answered(guest, question, verdict, result, reply, protocol)
+
+        self._ask(guest.upstreams, question.name, question.qtype, answered)
+
+    def _ask(
+        self,
+        upstreams: tuple[Address, ...],
+        name: str,
+        qtype: int,
+        done: Callable[[Response | str], None],
+    ) -> None:
+        """Ask upstream, once for all who want to know the same."""
+        key = (name, qtype, upstreams)
+        known = self._asking.get(key)
+        if known is not None:
+            known.waiting.append(done)
+            return
+        asking = self._asking[key] = _Asking([done])
+
+        def finished(result: Response | str) -> None:
+            del self._asking[key]
+            for each in asking.waiting:
+                each(result)
+
+        Query(self._reactor, upstreams, name, qtype, finished).start()
+
+    def _answered(
+        self,
+        guest: Guest,
+        question: Question,
+        verdict: Verdict,
+        result: Response | str,
+        reply: Reply,
+        protocol: str,
+    ) -> None:
+        if self._guests.get(guest.id) is not guest:
+            return  # detached meanwhile
+        now = self._reactor.now()
+        if isinstance(result, str):
+            stale = self._cache.stale(question, now)
+            reason = f"no resolver answered: {result}"
+            reply(stale or refusal(question, Rcode.SERVFAIL, Ede.NETWORK_ERROR, reason))
+            self._told(guest, question, verdict, protocol, reason)
+            return
+        places = self._guests.places(guest)
+        ours = [a for a, _ttl in result.addresses if opens_address(guest.policy, a, places)]
+        if len(ours) < len(result.addresses):
+            wrong = next(a for a, _ttl in result.addresses if a not in ours)
+            reason = (
+                f"{question.name} leads to {wrong}, which is not public; "
+                f"a rule that names this address lets the name lead there"
+            )
+            refused = Verdict(Action.DENY, verdict.rule, "rebinding", None, reason)
+            self._told(guest, question, refused, protocol)
+            reply(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, reason))
+            return
+        wire = build_answer(question, result, ours)
+        self._keep(question, wire, result, ours, now)
+        left = [(address, now + ttl) for address, ttl in result.addresses]
+        self._pin_and_reply(guest, question, verdict, left, wire, reply, protocol)
+
+    def _keep(
+        self, question: Question, wire: bytes, result: Response, ours: list[Address], now: float
+    ) -> None:
+        """Keep an answer for all guests, if it leads where any of them may be led."""
+        if all(self._guests.is_public(address) for address in ours):
+            self._cache.put(question, wire, result.cache_ttl_s, now, tuple(ours))
+
+    # -- pins --------------------------------------------------------------------------------
+
+    def _pin_and_reply(
+        self,
+        guest: Guest,
+        question: Question,
+        verdict: Verdict,
+        addresses: list[tuple[Address, float]],
+        wire: bytes,
+        reply: Reply,
+        protocol: str,
+    ) -> None:
+        now = self._reactor.now()
+        self._guests.pins.learn(guest.id, question.name, addresses, now)
+        self._told(guest, question, verdict, protocol)
+        pins = self._kernel_pins(guest, question.name, addresses)
+        if not pins:
+            reply(wire)
+            return
+        self._sequence += 1
+        number = self._sequence
+
+        def late() -> None:
+            del self._pinning[number]
+            reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "the gateway is busy"))
+
+        self._pinning[number] = (lambda: reply(wire), self._reactor.call_later(PIN_WAIT_S, late))
+        longest = max(until for _address, until in addresses) - now
+        ttl_s = max(1, min(86400, int(longest + GRACE_S)))
+        self._send(AddPins(sequence=number, guest=guest.id, pins=tuple(pins), ttl_s=ttl_s))
+
+    def _kernel_pins(
+        self, guest: Guest, name: str, addresses: list[tuple[Address, float]]
+    ) -> list[tuple[int, Address]]:
+        """Rules by this name that are about more than TCP, with the addresses it leads to."""
+        if not addresses:
+            return []
+        own = {address.version for address in guest.addresses}
+        return [
+            (index, address)
+            for index, rule in enumerate(guest.policy.rules)
+            if isinstance(rule.target, DomainTarget)
+            and rule.target.holds(name)
+            and rule.protocols != (Protocol.TCP,)
+            for address, _until in addresses
+            if address.version in own
+            and (rule.action is Action.DENY or self._guests.is_public(address))
+        ][:256]
+
+    def pins_stand(self, sequence: int) -> None:
+        """The kernel has the pins: the guest gets its answer."""
+        waiting = self._pinning.pop(sequence, None)
+        if waiting is not None:
+            reply, timer = waiting
+            timer.cancel()
+            reply()
+
+    # -- for the relay -----------------------------------------------------------------------
+
+    def resolve(
+        self, guest: Guest, name: str, version: int, done: Callable[[frozenset[Address]], None]
+    ) -> None:
+        """Which addresses a name that the guest spoke really has."""
+        if guest.asking >= GUEST_ASKING or len(self._asking) >= ALL_ASKING:
+            done(frozenset())
+            return
+        guest.asking += 1
+
+        def answered(result: Response | str) -> None:
+            guest.asking -= 1
+            found = result.addresses if isinstance(result, Response) else ()
+            done(frozenset(address for address, _ttl in found))
+
+        self._ask(guest.upstreams, name, Rtype.A if version == 4 else Rtype.AAAA, answered)
+
+    def forget_answers(self) -> None:
+        """The machine's addresses changed: what is public may have, too."""
+        self._cache.clear()
+
+    # -- telling -----------------------------------------------------------------------------
+
+    def _told(
+        self, guest: Guest, question: Question, verdict: Verdict, protocol: str, reason: str = ""
+    ) -> None:
+        self._tell(
+            Decision(
+                time=time.time(),
+                guest=guest.id,
+                network=guest.network,
+                kind="dns",
+                protocol="tcp" if protocol == "tcp" else "udp",
+                name=question.name[:255],
+                port=53,
+                verdict=verdict.action.value,
+                rule=verdict.text[:1024],
+                rule_index=verdict.rule,
+                reason=(reason or verdict.reason)[:2048],
+            )
+        )
+
+
+class _Stream:
+    """One TCP connection of a guest to the resolver: questions, each with its length before it."""
+
+    __slots__ = ("_answer", "_buffer", "_client", "_guest", "_reactor", "_timer")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        client: socket.socket,
+        guest: Guest,
+        answer: Callable[[Guest, bytes, Reply, str], None],
+    ) -> None:
+        self._reactor = reactor
+        self._client = client
+        self._guest = guest
+        self._answer = answer
+        self._buffer = b""
+        self._timer = reactor.call_later(STREAM_IDLE_S, self.reset)
+        reactor.add(client.fileno(), self._hear, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _hear(self, _events: int) -> None:
+        while self._client.fileno() >= 0:
+            try:
+                data = self._client.recv(8192)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.reset()
+                return
+            self._buffer += data
+            self._timer.cancel()
+            self._timer = self._reactor.call_later(STREAM_IDLE_S, self.reset)
+            while len(self._buffer) >= 2:
+                (size,) = struct.unpack_from(">H", self._buffer)
+                if size > MAX_TCP_QUERY_BYTES:
+                    self.reset()
+                    return
+                if len(self._buffer) < 2 + size:
+                    break
+                question, self._buffer = self._buffer[2 : 2 + size], self._buffer[2 + size :]
+                self._answer(self._guest, question, self._reply, "tcp")
+
+    def _reply(self, wire: bytes) -> None:
+        if self._client.fileno() < 0:
+            return
+        data = struct.pack(">H", len(wire)) + wire
+        try:
+            sent = self._client.send(data)
+        except OSError:
+            sent = 0
+        if sent < len(data):
+            self.reset()  # a guest that asks and does not read
+
+    def reset(self) -> None:
+        """Close the connection."""
+        self._timer.cancel()
+        self._guest.flows.discard(self)
+        if self._client.fileno() >= 0:
+            with suppress(KeyError, OSError):
+                self._reactor.remove(self._client.fileno())
+            self._client.close()
+
+
+def _from_there(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """Have the answer leave from the address that the question came to."""
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            # struct in_pktinfo: interface, local address to send from, address in the header.
+            _index, local, _header = struct.unpack("=I4s4s", data[:12])
+            return [(level, kind, struct.pack("=I4s4s", 0, local, b"\0" * 4))]
+        if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
+            return [(level, kind, data[:16] + b"\0" * 4)]
+    return []

@@ -1,0 +1,156 @@
+"""Putting questions to resolvers: one socket a question, failover, TCP where UDP is too small.
+
+A fresh socket has a source port that the kernel chose at random, is connected, so it hears nobody
+else, and together with a random id and the letters' random case it makes forged answers hopeless
+(RFC 5452).
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address
+
+from ..dns import CASE_BITS, BadResponse, Response, ask, read_response
+from ..flow import Reactor, Timer
+
+Address = IPv4Address | IPv6Address
+
+PORT = 53
+#: How long one resolver may take until the next is asked; dig and glibc wait 5 s, guests' patience
+#: has to cover several.
+ANSWER_S = 1.5
+#: Times that the list of resolvers is gone through.
+ROUNDS = 2
+#: Forged or misshapen datagrams that are read past until the resolver counts as broken.
+BAD_DATAGRAMS = 8
+_MAX_UDP = 4096
+_SERVFAIL, _REFUSED = 2, 5
+
+_dice = random.SystemRandom()
+
+Answered = Callable[[Response | str], None]
+
+
+class Query:
+    """One question on its way; `done` is called once, with the answer or the reason for none."""
+
+    def __init__(
+        self, reactor: Reactor, servers: Sequence[Address], name: str, qtype: int, done: Answered
+    ) -> None:
+        self._reactor = reactor
+        self._left = [server for _round in range(ROUNDS) for server in servers]
+        self._name = name
+        self._qtype = qtype
+        self._done = done
+        self._socket: socket.socket | None = None
+        self._timer: Timer | None = None
+        self._asked = b""
+        self._bad = 0
+        self._heard = b""
+        self._reasons: list[str] = []
+        self._last: Response | None = None
+
+    def start(self) -> None:
+        """Ask the next resolver, or give up."""
+        self._close()
+        if not self._left:
+            # A resolver that says SERVFAIL has answered, if nobody knew better.
+            self._finish(self._last or "; ".join(dict.fromkeys(self._reasons)) or "no resolver")
+            return
+        server = self._left.pop(0)
+        self._send(server, socket.SOCK_DGRAM, self._on_datagram)
+
+    def _send(self, server: Address, kind: int, handler: Callable[[int], None]) -> None:
+        family = socket.AF_INET if server.version == 4 else socket.AF_INET6
+        self._server = server
+        bits = _dice.getrandbits(CASE_BITS)
+        self._asked = ask(self._name, self._qtype, _dice.getrandbits(16), bits)
+        self._heard = b""
+        self._bad = 0
+        self._timer = self._reactor.call_later(ANSWER_S, lambda: self._next("timed out"))
+        try:
+            self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+            with suppress(BlockingIOError):
+                self._socket.connect((str(server), PORT))
+            if kind == socket.SOCK_DGRAM:
+                self._socket.send(self._asked)
+        except OSError as error:
+            self._next(error.strerror or "error")
+            return
+        events = select.EPOLLIN | (select.EPOLLOUT if kind == socket.SOCK_STREAM else 0)
+        self._reactor.add(self._socket.fileno(), handler, events)
+
+    def _on_datagram(self, _events: int) -> None:
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(_MAX_UDP)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._next(error.strerror or "error")
+                return
+            self._read(data, truncated_goes_to_tcp=True)
+
+    def _on_stream(self, events: int) -> None:
+        if self._socket is None:
+            return
+        try:
+            if events & select.EPOLLOUT and not self._heard:
+                self._socket.send(struct.pack(">H", len(self._asked)) + self._asked)
+                self._reactor.modify(self._socket.fileno(), select.EPOLLIN)
+            while self._socket is not None:
+                data = self._socket.recv(65536)
+                if not data:
+                    self._next("closed the connection")
+                    return
+                self._heard += data
+                if len(self._heard) >= 2:
+                    (size,) = struct.unpack_from(">H", self._heard)
+                    if len(self._heard) >= 2 + size:
+                        self._read(self._heard[2 : 2 + size], truncated_goes_to_tcp=False)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._next(error.strerror or "error")
+
+    def _read(self, data: bytes, *, truncated_goes_to_tcp: bool) -> None:
+        try:
+            response = read_response(data, self._asked)
+        except BadResponse as error:
+            # What answers another question may be forged: the resolver's own is still to come.
+            self._bad += 1
+            if not (error.mismatched and truncated_goes_to_tcp and self._bad < BAD_DATAGRAMS):
+                self._next(error.reason)
+            return
+        if response.tc and truncated_goes_to_tcp:
+            server = self._server
+            self._close()
+            self._send(server, socket.SOCK_STREAM, self._on_stream)
+        elif response.rcode in (_SERVFAIL, _REFUSED) and self._left:
+            self._last = response
+            self._next(f"answered {response.rcode}")
+        else:
+            self._finish(response)
+
+    def _next(self, reason: str) -> None:
+        self._reasons.append(f"{self._server}: {reason}")
+        self.start()
+
+    def _finish(self, result: Response | str) -> None:
+        self._close()
+        self._done(result)
+
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._socket is not None:
+            with suppress(KeyError, OSError):
+                self._reactor.remove(self._socket.fileno())
+            self._socket.close()
+            self._socket = None

@@ -1,0 +1,155 @@
+"""The gateway process: one loop over control socket, doors, flows and upstreams."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+from collections import deque
+from contextlib import suppress
+
+from ..dns import Cache, Pins
+from ..flow import PipePool, Reactor, Relay
+from ..model import Decision
+from .confine import confine
+from .doorway import Doorway
+from .guests import Guests
+from .messages import (
+    MAX_LINE_BYTES,
+    Decided,
+    Done,
+    ForgetGuest,
+    Message,
+    PinsStand,
+    Ready,
+    SetGuest,
+    SetPlaces,
+    line,
+    read_order,
+)
+from .relaying import Relaying
+from .resolving import Resolving
+
+logger = logging.getLogger(__name__)
+
+#: Reports that wait for the daemon to read them; decisions beyond it are left out and counted.
+WAITING_BYTES = 1024 * 1024
+#: A relayed flow on which nothing moves for so long ends (the kernel's own conntrack: five days).
+IDLE_S = 2 * 3600.0
+
+
+class Worker:
+    """Everything in the gateway process."""
+
+    def __init__(self, control: socket.socket, doorway: Doorway) -> None:
+        control.setblocking(False)
+        self._control = control
+        self._heard = b""
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._omitted = 0
+        self._writing = False
+        self.reactor = Reactor(on_error=_report)
+        self.guests = Guests(Pins())
+        relay = Relay(self.reactor, pipes=PipePool(), idle_s=IDLE_S)
+        self.resolving = Resolving(
+            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, Cache(),
+            self.tell, self.send,
+        )  # fmt: skip
+        self.relaying = Relaying(
+            self.reactor, doorway.relay, self.guests, relay, self.resolving.resolve, self.tell
+        )
+        self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def run(self, uid: int, gid: int) -> None:
+        """Give up rights and work until the daemon closes the control socket."""
+        self.send(Ready(confinement=confine(uid, gid)))
+        self.reactor.run()
+
+    # -- orders ------------------------------------------------------------------------------
+
+    def _on_control(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._flush()
+        while True:
+            try:
+                data = self._control.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                os._exit(0)  # the daemon is gone: so is everybody who could order anything
+            *whole, self._heard = (self._heard + data).split(b"\n")
+            for text in whole:
+                self._obey(text)
+            if len(self._heard) > MAX_LINE_BYTES:
+                os._exit(1)
+
+    def _obey(self, text: bytes) -> None:
+        order = read_order(text)
+        match order:
+            case SetGuest():
+                guest = self.guests.set_guest(order)
+                self.relaying.recheck(guest)
+            case ForgetGuest(guest=name):
+                gone = self.guests.forget(name)
+                if gone is not None:
+                    self.relaying.end_all(gone)
+            case SetPlaces():
+                self.guests.set_places(order)
+                self.resolving.forget_answers()
+            case PinsStand(sequence=sequence):
+                self.resolving.pins_stand(sequence)
+                return
+        self.send(Done(sequence=order.sequence))
+
+    # -- reports -----------------------------------------------------------------------------
+
+    def tell(self, decision: Decision) -> None:
+        """Report a decision, or count it where the daemon does not keep up."""
+        if self._unsent_bytes > WAITING_BYTES:
+            self._omitted += 1
+            return
+        if self._omitted:
+            decision = decision.model_copy(update={"omitted": self._omitted})
+            self._omitted = 0
+        self.send(Decided(decision=decision))
+
+    def send(self, message: Message) -> None:
+        """Report; what the socket does not take waits."""
+        data = line(message)
+        self._unsent.append(data)
+        self._unsent_bytes += len(data)
+        if not self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            data = self._unsent[0]
+            try:
+                sent = self._control.send(data)
+            except BlockingIOError:
+                self._wait_to_write(True)
+                return
+            except OSError:
+                os._exit(0)
+            self._unsent_bytes -= sent
+            if sent < len(data):
+                self._unsent[0] = data[sent:]
+            else:
+                self._unsent.popleft()
+        self._wait_to_write(False)
+
+    def _wait_to_write(self, wanted: bool) -> None:
+        if wanted != self._writing:
+            self._writing = wanted
+            events = select.EPOLLIN | select.EPOLLRDHUP | (select.EPOLLOUT if wanted else 0)
+            with suppress(KeyError):
+                self.reactor.modify(self._control.fileno(), events)
+
+
+def _report(error: BaseException) -> None:
+    """One flow's or question's failure: the others go on."""
+    logger.error("in the gateway", exc_info=error)

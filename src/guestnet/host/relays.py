@@ -1,0 +1,116 @@
+"""The gateway as the host sees it: who is told of which guests, and what stands in the kernel.
+
+A gateway runs from the first guest whose policy has rules by name until the host is closed. The
+caller holds the host's lock, but for the pins, which come from the gateway's own thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ..gateway import AddPins, Gateway, SetGuest
+from ..gateway.doorway import Doorway
+from ..kernel.resolv import host_resolvers
+from ..kernel.site import Site
+from ..model import Attachment, Decision
+from ..plan import SetPlaces
+from ..policy import Action, DomainTarget, Group, Places, Policy, classify, has_names
+from ..ruleset import policy_id
+from .ledger import Ledger, read_policy
+
+logger = logging.getLogger(__name__)
+
+
+class Relays:
+    """Starts the gateway when it is needed, and keeps it told."""
+
+    def __init__(self, ledger: Ledger, site: Site, on_decision: Callable[[Decision], None]) -> None:
+        self._ledger = ledger
+        self._site = site
+        self._on_decision = on_decision
+        self.gateway: Gateway | None = None
+        #: What the gateway was told last; its own thread reads it.
+        self._places = Places(host=frozenset(), guests=())
+
+    def admit(self, attachment: Attachment, policy: Policy) -> None:
+        """Tell the gateway of a guest whose policy has rules by name.
+
+        One that it knows goes on being its guest, for the flows that it relays.
+        """
+        known = self.gateway is not None and self.gateway.knows(attachment.guest)
+        if not known and not has_names(policy):
+            return
+        gateway = self._started()
+        self._tell_places(gateway)
+        self._tell_guest(gateway, attachment)
+
+    def forget(self, guest: str) -> None:
+        """End what is relayed for a guest."""
+        if self.gateway is not None:
+            self.gateway.forget(guest)
+
+    def follow(self) -> None:
+        """Tell the gateway of what changed around it: addresses, resolvers, egress interfaces."""
+        gateway = self.gateway
+        for attachment in list(self._ledger.attachments()):
+            if gateway is not None and gateway.knows(attachment.guest):
+                self._tell_guest(gateway, attachment)
+        if gateway is not None:
+            self._tell_places(gateway)
+
+    def start(self) -> None:
+        """Tell of the guests that were attached before this process began."""
+        for attachment in list(self._ledger.attachments()):
+            self.admit(attachment, read_policy(attachment.policy))
+
+    def close(self) -> None:
+        """End the gateway; named flows are refused until there is one again."""
+        if self.gateway is not None:
+            self.gateway.close()
+            self.gateway = None
+
+    def _started(self) -> Gateway:
+        if self.gateway is None:
+            with self._site.inside():
+                doorway = Doorway.open()
+            try:
+                self._ledger.doors = doorway.ports
+                places = self._ledger.places(self._site.surroundings().addresses)
+                self._site.perform([SetPlaces(places)])
+            except BaseException:
+                self._ledger.doors = None
+                doorway.close()
+                raise
+            self.gateway = Gateway(doorway, self._site.netns_fd, self._add_pins, self._on_decision)
+        return self.gateway
+
+    def _tell_guest(self, gateway: Gateway, attachment: Attachment) -> None:
+        network = self._ledger.network(attachment.network)
+        upstreams = network.spec.dns or host_resolvers(loopback=True)
+        gateway.set_guest(attachment, upstreams, network.egress)
+
+    def _tell_places(self, gateway: Gateway) -> None:
+        host = {*self._site.surroundings().addresses, *self._ledger.gateways()}
+        counted = [part for each in self._ledger.network_places() for part in each.counted]
+        self._places = Places(host=frozenset(host), guests=tuple(counted))
+        gateway.set_places(sorted(host, key=str), counted)
+
+    def _add_pins(self, report: AddPins, told: SetGuest) -> None:
+        """Let a guest reach addresses under its rules by name.
+
+        The gateway reads what guests wrote, so its word opens nothing but public addresses, and
+        only under rules by name that the guest's policy has.
+        """
+        policy = read_policy(told.policy)
+        own = {address.version: address for address in told.addresses}
+        pins = []
+        for index, address in report.pins:
+            rule = policy.rules[index] if 0 <= index < len(policy.rules) else None
+            guest = own.get(address.version)
+            if rule is None or not isinstance(rule.target, DomainTarget) or guest is None:
+                raise ValueError(f"pins for rule {index} of {report.guest!r}, which has no name")
+            if rule.action is Action.ALLOW and classify(address, self._places) is not Group.PUBLIC:
+                raise ValueError(f"a pin of {report.guest!r} to {address}, which is not public")
+            pins.append((index, guest, address))
+        self._site.pin(policy_id(policy), pins, report.ttl_s)
