@@ -70,6 +70,10 @@ class Stage:
             assert time.monotonic() < deadline, "it did not happen"
             self.reactor.run_once(0.02)
 
+    def linger(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() > until)
+
     def settle(self) -> None:
         """Turn until nothing has happened for a while."""
         for _ in range(5):
@@ -379,8 +383,7 @@ def test_only_silence_is_idle() -> None:
     client, server, flow = stage.flow()
     for _ in range(4):
         client.send(b"x")
-        until = time.monotonic() + 0.12
-        stage.until(lambda until=until: time.monotonic() > until)
+        stage.linger(0.12)
     assert not flow.closed
     began = time.monotonic()
     stage.until(lambda: flow.closed)

@@ -42,6 +42,25 @@ def check(
         output.say(f"rule {remark.rule} `{remark.text}` {remark.message}")
 
 
+@app.command(name="set")
+def set_policy(
+    ctx: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The policy.")] = None,
+    file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
+    json: Json = False,
+) -> None:
+    """Put another policy in the place of a guest's. Flows that it denies end at once."""
+    policy = policy_text(text, file)
+    if policy is None:
+        raise ConfigError("policy", None, "give a text, or --file")
+    attachment = of(ctx).api.post("/v1/guest/policy", {"guest": vm, "policy": policy})
+    if json:
+        output.as_json(attachment)
+    else:
+        output.say(f"{output.shown(vm)} has the policy {attachment['policy']}")
+
+
 @app.command()
 def explain(
     ctx: typer.Context,
@@ -50,7 +69,8 @@ def explain(
         str, typer.Argument(metavar="PROTOCOL", help="tcp, udp, icmpv4, icmpv6, or any other.")
     ],
     address: Annotated[
-        str, typer.Argument(metavar="ADDRESS[:PORT]", help="1.1.1.1:443, [2606::1]:443, 8.8.8.8 …")
+        str,
+        typer.Argument(metavar="PEER[:PORT]", help="1.1.1.1:443, [2606::1]:443, api.test:443 …"),
     ],
     port: Annotated[str | None, typer.Argument(metavar="[PORT]", show_default=False)] = None,
     ingress: Annotated[

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -117,6 +117,18 @@ class Api:
     def delete(self, path: str, query: Query | None = None) -> Any:
         """Delete what is at `path`; returns the answer's JSON."""
         return json.loads(self.request("DELETE", path, query))
+
+    def stream(self, path: str, query: Query | None = None) -> Iterator[str]:
+        """The data of server-sent events, on a connection of its own, until it ends."""
+        with contextlib.closing(_Connection.open(self.path)) as connection:
+            connection.request("GET", path + _query(query or {}))
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _refusal(response.status, f"GET {path}", response.read())
+            connection.sock.settimeout(None)
+            while line := response.readline():
+                if line.startswith(b"data: "):
+                    yield line[6:].decode().rstrip()
 
     def request(
         self, method: str, path: str, query: Query | None = None, body: bytes | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import quote
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from .. import policy
-    from ..model import Attachment, Finding, NetworkInfo, NetworkSpec, Repairs, Usage
+    from ..model import (
+        Attachment,
+        Decision,
+        Finding,
+        NetworkInfo,
+        NetworkSpec,
+        Repairs,
+        Usage,
+    )
 
 
 class Guestnet(Protocol):
@@ -43,6 +51,9 @@ class Guestnet(Protocol):
         port: int | None = None,
         direction: policy.Direction | str = "egress",
     ) -> policy.Verdict: ...
+    def set_policy(self, guest: str, policy: str) -> Attachment: ...
+    def decisions(self, guest: str | None = None) -> list[Decision]: ...
+    def watch(self, guest: str | None = None) -> Iterator[Decision]: ...
     def counters(self) -> dict[str, int]: ...
     def reconcile(self) -> Repairs: ...
     def follow(self) -> None: ...
@@ -168,6 +179,27 @@ class Client:
         said = self.api.post("/v1/guest/explain", flow)
         group = Group(said["group"]) if said["group"] is not None else None
         return Verdict(Action(said["action"]), said["rule"], said["text"], group, said["reason"])
+
+    def set_policy(self, guest: str, policy: str) -> Attachment:
+        """Put another policy in the place of a guest's: at once, for established flows too."""
+        from ..model import Attachment
+
+        body = {"guest": guest, "policy": policy}
+        return Attachment.read(self.api.post("/v1/guest/policy", body))
+
+    def decisions(self, guest: str | None = None) -> list[Decision]:
+        """The last decisions of the gateway, oldest first."""
+        from ..model import Decision
+
+        found = self.api.get("/v1/decisions", {"id": guest})
+        return [Decision.read(each) for each in found]
+
+    def watch(self, guest: str | None = None) -> Iterator[Decision]:
+        """Decisions as they are taken, until the daemon goes down or the iterator is closed."""
+        from ..model import Decision
+
+        for text in self.api.stream("/v1/decisions/stream", {"id": guest}):
+            yield Decision.read(json.loads(text))
 
     def counters(self) -> dict[str, int]:
         """Packets refused and dropped on this machine so far, by `family/reason`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import FastAPI
 
 from ..host import Host
@@ -11,8 +13,11 @@ from .limits import Limits
 from .routes import Routes
 
 
-def create_app(host: Host, about: About) -> FastAPI:
-    """The API of an open `Host`. Closing the host is up to the caller."""
+def create_app(host: Host, about: About, stopping: Callable[[], bool] = lambda: False) -> FastAPI:
+    """The API of an open `Host`. Closing the host is up to the caller.
+
+    `stopping` says that the daemon is going down, for what would otherwise go on for ever.
+    """
     app = FastAPI(
         title="guestnet",
         version=about.version,
@@ -23,7 +28,7 @@ def create_app(host: Host, about: About) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.include_router(Routes(host, about).router())
+    app.include_router(Routes(host, about, stopping).router())
     faults.install(app)
     app.add_middleware(Limits)
     return app

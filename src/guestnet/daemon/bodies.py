@@ -84,6 +84,13 @@ class PolicyText(Value):
     policy: Annotated[str, Field(max_length=MAX_TEXT)]
 
 
+class GuestPolicy(Value):
+    """Another policy for a guest."""
+
+    guest: GuestId
+    policy: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
 class RuleRemark(Value):
     """Something about one rule that its owner should know; rules count from 0."""
 

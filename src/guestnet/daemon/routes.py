@@ -8,10 +8,13 @@ path, which clients and proxies are free to rewrite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, RootModel
 
 from ..errors import ConfigError
@@ -19,6 +22,7 @@ from ..host import Host
 from ..model import (
     Attachment,
     AttachRequest,
+    Decision,
     Finding,
     NetworkInfo,
     NetworkSpec,
@@ -31,6 +35,9 @@ from . import bodies
 from .faults import RESPONSES
 
 GuestQuery = Annotated[str, Query(alias="id", description="the guest's id, percent-encoded")]
+GuestFilter = Annotated[str | None, Query(alias="id", description="only this guest's")]
+#: How late a watcher may hear of a decision.
+WATCH_POLL_S = 0.05
 _SWITCH = {"on": True, "off": False, "true": True, "false": False}
 
 
@@ -46,9 +53,13 @@ def _many(values: Iterable[BaseModel]) -> Response:
 class Routes:
     """One daemon's operations."""
 
-    def __init__(self, host: Host, about: bodies.About) -> None:
+    def __init__(
+        self, host: Host, about: bodies.About, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         self._host = host
         self._about = about
+        #: Whether the daemon is going down: streams end then, as nobody else ends them.
+        self._stopping = stopping
 
     def router(self) -> APIRouter:
         """The operations with their paths."""
@@ -77,6 +88,9 @@ class Routes:
         add("GET", "/guest/usage", self.usage, Usage)
         add("GET", "/guest/format", self.words, bodies.Words)
         add("POST", "/guest/explain", self.explain, bodies.Explained)
+        add("POST", "/guest/policy", self.set_policy, Attachment)
+        add("GET", "/decisions", self.decisions, list[Decision])
+        add("GET", "/decisions/stream", self.watch, str)
         add("POST", "/policy/check", self.check_policy, bodies.PolicyChecked)
         add("GET", "/counters", self.counters, dict[str, int])
         add("GET", "/doctor", self.doctor, list[Finding])
@@ -157,6 +171,30 @@ class Routes:
             flow.guest, flow.protocol, flow.address, flow.port, flow.direction
         )
         return _one(bodies.Explained.of(verdict))
+
+    def set_policy(self, request: bodies.GuestPolicy) -> Response:
+        """Put another policy in the place of a guest's: at once, for established flows too."""
+        return _one(self._host.set_policy(request.guest, request.policy))
+
+    def decisions(self, guest: GuestFilter = None) -> Response:
+        """The last decisions of the gateway, of all guests or of one, oldest first."""
+        return _many(self._host.decisions(guest))
+
+    def watch(self, guest: GuestFilter = None) -> Response:
+        """Decisions as they are taken, as server-sent events, until the client has enough."""
+        return StreamingResponse(self._events(guest), media_type="text/event-stream")
+
+    async def _events(self, guest: str | None) -> AsyncIterator[str]:
+        with self._host.watching() as decisions:
+            yield ": watching\n\n"
+            while not self._stopping():
+                try:
+                    decision = decisions.get_nowait()
+                except queue.Empty:
+                    await asyncio.sleep(WATCH_POLL_S)
+                    continue
+                if guest in (None, decision.guest):
+                    yield f"data: {decision.model_dump_json(exclude_defaults=True)}\n\n"
 
     def check_policy(self, request: bodies.PolicyText) -> Response:
         """A policy's canonical text, and remarks on rules that cannot do what they say."""

@@ -78,7 +78,7 @@ def serve(settings: Settings, report_fd: int | None) -> None:
             notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving on {settings.socket}")
             _report(report_fd, {"ready": True, **about.model_dump()})
 
-        _Server(_config(host, about), ready).run(sockets=[run_dir.socket])
+        _Server(host, about, ready).run(sockets=[run_dir.socket])
         logger.info("stopping; guests keep their network")
         notify("STOPPING=1")
 
@@ -86,8 +86,8 @@ def serve(settings: Settings, report_fd: int | None) -> None:
 class _Server(uvicorn.Server):
     """uvicorn, with our signals, and a word when it listens."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, host: Host, about: About, ready: Callable[[], None]) -> None:
+        super().__init__(_config(host, about, lambda: self.should_exit))
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -107,9 +107,9 @@ class _Server(uvicorn.Server):
                 signal.signal(number, signal.SIG_IGN)
 
 
-def _config(host: Host, about: About) -> uvicorn.Config:
+def _config(host: Host, about: About, stopping: Callable[[], bool]) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(host, about),
+        create_app(host, about, stopping),
         loop="asyncio",
         ws="none",
         lifespan="off",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
-from ..dns import Pins
+from ..dns import LocalRecords, Pins
 from ..policy import (
     Action,
     Direction,
@@ -24,6 +24,9 @@ from .messages import SetGuest, SetPlaces
 
 Address = IPv4Address | IPv6Address
 
+#: The name under which guests find the host.
+HOST_ALIAS = "host.guestnet.internal"
+
 
 @dataclass(slots=True, eq=False)
 class Guest:
@@ -36,6 +39,8 @@ class Guest:
     policy: Policy
     upstreams: tuple[Address, ...]
     egress: tuple[str, ...]
+    #: Names of our own that it finds.
+    local: LocalRecords
     #: Flows that are relayed for it now, by any handle of theirs.
     flows: set[object] = field(default_factory=set)
     #: Its questions that wait for an upstream.
@@ -65,13 +70,14 @@ class Guests:
         if known is None:
             known = Guest(
                 order.guest, order.network, order.addresses, order.gateways, policy,
-                order.upstreams, order.egress,
+                order.upstreams, order.egress, LocalRecords({}),
             )  # fmt: skip
             self._by_id[order.guest] = known
             for address in order.addresses:
                 self._by_address[address] = known
         known.gateways, known.policy = order.gateways, policy
         known.upstreams, known.egress = order.upstreams, order.egress
+        known.local = LocalRecords({HOST_ALIAS: order.gateways})
         return known
 
     def forget(self, guest: str) -> Guest | None:

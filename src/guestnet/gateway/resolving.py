@@ -31,7 +31,6 @@ from ..dns import (
     BadQuestion,
     Cache,
     Ede,
-    LocalRecords,
     Question,
     Rcode,
     Response,
@@ -60,8 +59,6 @@ from .upstreams import Query
 
 Address = IPv4Address | IPv6Address
 
-#: The name under which guests find the host.
-HOST_ALIAS = "host.guestnet.internal"
 #: Questions of one guest that wait for an upstream, and of all: more are answered SERVFAIL. A guest
 #: that resolves in parallel has some tens.
 GUEST_ASKING, ALL_ASKING = 256, 4096
@@ -93,16 +90,16 @@ class Resolving:
         udp: tuple[socket.socket, ...],
         tcp: tuple[socket.socket, ...],
         guests: Guests,
-        cache: Cache,
         tell: Callable[[Decision], None],
         send: Callable[[Message], None],
     ) -> None:
         self._reactor = reactor
         self._guests = guests
-        self._cache = cache
+        #: By resolvers: what some answer others may not (a company's own names).
+        self._caches: dict[tuple[Address, ...], Cache] = {}
         self._tell = tell
         self._send = send
-        self._asking: dict[tuple[str, int, tuple[Address, ...]], _Asking] = {}
+        self._asking: dict[tuple[object, ...], _Asking] = {}
         self._pinning: dict[int, tuple[Callable[[], None], Timer]] = {}
         self._sequence = 0
         for each in udp:
@@ -180,7 +177,7 @@ class Resolving:
             reply(fit(wire, question, limit))
 
         verdict = self._verdict(guest, question.name)
-        local = self._local(guest).answer(question)
+        local = guest.local.answer(question)
         if local is not None:
             fitting(local)
         elif not is_allowed(verdict):
@@ -203,14 +200,11 @@ class Resolving:
             )  # fmt: skip
         return verdict
 
-    def _local(self, guest: Guest) -> LocalRecords:
-        return LocalRecords({HOST_ALIAS: guest.gateways})
-
     def _answer_allowed(
         self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
     ) -> None:
         now = self._reactor.now()
-        entry = self._cache.get(question.key, now)
+        entry = self._cache(guest).get(question.key, now)
         if entry is not None:
             # What is in the cache leads to public addresses only, which every policy lets pass.
             left = [(address, entry.expires_at) for address in entry.addresses]
@@ -227,7 +221,13 @@ class Resolving:
             guest.asking -= 1
             self._answered(guest, question, verdict, result, reply, protocol)
 
-        self._ask(guest.upstreams, question.name, question.qtype, answered)
+        self._ask(
+            guest.upstreams, question.name, question.qtype, answered,
+            dnssec=question.wants_dnssec, checking_disabled=question.checking_disabled,
+        )  # fmt: skip
+
+    def _cache(self, guest: Guest) -> Cache:
+        return self._caches.setdefault(guest.upstreams, Cache())
 
     def _ask(
         self,
@@ -235,9 +235,12 @@ class Resolving:
         name: str,
         qtype: int,
         done: Callable[[Response | str], None],
+        *,
+        dnssec: bool = False,
+        checking_disabled: bool = False,
     ) -> None:
         """Ask upstream, once for all who want to know the same."""
-        key = (name, qtype, upstreams)
+        key = (name, qtype, upstreams, dnssec, checking_disabled)
         known = self._asking.get(key)
         if known is not None:
             known.waiting.append(done)
@@ -249,7 +252,10 @@ class Resolving:
             for each in asking.waiting:
                 each(result)
 
-        Query(self._reactor, upstreams, name, qtype, finished).start()
+        Query(
+            self._reactor, upstreams, name, qtype, finished,
+            dnssec=dnssec, checking_disabled=checking_disabled,
+        ).start()  # fmt: skip
 
     def _answered(
         self,
@@ -264,9 +270,8 @@ class Resolving:
             return  # detached meanwhile
         now = self._reactor.now()
         if isinstance(result, str):
-            stale = self._cache.stale(question, now)
             reason = f"no resolver answered: {result}"
-            reply(stale or refusal(question, Rcode.SERVFAIL, Ede.NETWORK_ERROR, reason))
+            reply(refusal(question, Rcode.SERVFAIL, Ede.NETWORK_ERROR, reason))
             self._told(guest, question, verdict, protocol, reason)
             return
         places = self._guests.places(guest)
@@ -282,16 +287,12 @@ class Resolving:
             reply(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, reason))
             return
         wire = build_answer(question, result, ours)
-        self._keep(question, wire, result, ours, now)
+        if all(self._guests.is_public(address) for address in ours):
+            # It leads where any guest may be led.
+            addresses = tuple(ours)
+            self._cache(guest).put(question, wire, result.cache_ttl_s, now, addresses)
         left = [(address, now + ttl) for address, ttl in result.addresses]
         self._pin_and_reply(guest, question, verdict, left, wire, reply, protocol)
-
-    def _keep(
-        self, question: Question, wire: bytes, result: Response, ours: list[Address], now: float
-    ) -> None:
-        """Keep an answer for all guests, if it leads where any of them may be led."""
-        if all(self._guests.is_public(address) for address in ours):
-            self._cache.put(question, wire, result.cache_ttl_s, now, tuple(ours))
 
     # -- pins --------------------------------------------------------------------------------
 
@@ -370,7 +371,7 @@ class Resolving:
 
     def forget_answers(self) -> None:
         """The machine's addresses changed: what is public may have, too."""
-        self._cache.clear()
+        self._caches.clear()
 
     # -- telling -----------------------------------------------------------------------------
 

@@ -40,13 +40,22 @@ class Query:
     """One question on its way; `done` is called once, with the answer or the reason for none."""
 
     def __init__(
-        self, reactor: Reactor, servers: Sequence[Address], name: str, qtype: int, done: Answered
+        self,
+        reactor: Reactor,
+        servers: Sequence[Address],
+        name: str,
+        qtype: int,
+        done: Answered,
+        *,
+        dnssec: bool = False,
+        checking_disabled: bool = False,
     ) -> None:
         self._reactor = reactor
         self._left = [server for _round in range(ROUNDS) for server in servers]
         self._name = name
         self._qtype = qtype
         self._done = done
+        self._options = {"dnssec": dnssec, "checking_disabled": checking_disabled}
         self._socket: socket.socket | None = None
         self._timer: Timer | None = None
         self._asked = b""
@@ -69,7 +78,8 @@ class Query:
         family = socket.AF_INET if server.version == 4 else socket.AF_INET6
         self._server = server
         bits = _dice.getrandbits(CASE_BITS)
-        self._asked = ask(self._name, self._qtype, _dice.getrandbits(16), bits)
+        number = _dice.getrandbits(16)
+        self._asked = ask(self._name, self._qtype, number, bits, **self._options)
         self._heard = b""
         self._bad = 0
         self._timer = self._reactor.call_later(ANSWER_S, lambda: self._next("timed out"))

@@ -9,7 +9,7 @@ import socket
 from collections import deque
 from contextlib import suppress
 
-from ..dns import Cache, Pins
+from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
 from ..model import Decision
 from .confine import confine
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 WAITING_BYTES = 1024 * 1024
 #: A relayed flow on which nothing moves for so long ends (the kernel's own conntrack: five days).
 IDLE_S = 2 * 3600.0
+EXPIRE_S = 60.0
 
 
 class Worker:
@@ -54,18 +55,24 @@ class Worker:
         self.guests = Guests(Pins())
         relay = Relay(self.reactor, pipes=PipePool(), idle_s=IDLE_S)
         self.resolving = Resolving(
-            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, Cache(),
-            self.tell, self.send,
+            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, self.tell,
+            self.send,
         )  # fmt: skip
         self.relaying = Relaying(
             self.reactor, doorway.relay, self.guests, relay, self.resolving.resolve, self.tell
         )
+        self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 
     def run(self, uid: int, gid: int) -> None:
         """Give up rights and work until the daemon closes the control socket."""
         self.send(Ready(confinement=confine(uid, gid)))
         self.reactor.run()
+
+    def _expire(self) -> None:
+        """Free what is past; nothing finds it any more."""
+        self.guests.pins.expire(self.reactor.now())
+        self.reactor.call_later(EXPIRE_S, self._expire)
 
     # -- orders ------------------------------------------------------------------------------
 

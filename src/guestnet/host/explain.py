@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
@@ -12,20 +13,28 @@ from ..kernel.conntrack import Tracked
 from ..kernel.site import Site
 from ..model import Attachment, Topology
 from ..policy import (
+    DNS_PORT,
+    NAME_SERVICES,
     WITH_PORTS,
     Action,
     Direction,
+    FlowName,
     Group,
     Places,
     Protocol,
     Verdict,
+    canonical_name,
     decide,
+    decide_question,
+    has_names,
 )
 from .ledger import Ledger, read_policy
 
 Address = IPv4Address | IPv6Address
 
 
+#: Stand for the address that a name leads to, where it is not known yet.
+SOME_PUBLIC: dict[int, Address] = {4: IPv4Address("192.0.0.9"), 6: IPv6Address("2001:1::1")}
 #: IP protocol numbers (IANA) that rules have words for.
 _NUMBERED = {
     1: Protocol.ICMPV4,
@@ -53,9 +62,14 @@ class Explainer:
     ) -> Verdict:
         """The verdict on a flow between `guest` and `address`."""
         attachment = self._ledger.attachment(guest)
-        peer = _address(address)
         way = _word(Direction, "direction", direction)
         kind = _word(Protocol, "protocol", protocol)
+        if isinstance(address, str) and not _is_address(address):
+            return self._explain_name(attachment, way, kind, address, port)
+        peer = _address(address)
+        resolving = self._resolving(attachment, way, kind, port)
+        if resolving is not None:
+            return resolving
         other = self._ledger.holder_of_address(peer)
         if self._is_on_its_bridge(attachment, peer):
             return self._at_layer_2(attachment)
@@ -102,6 +116,42 @@ class Explainer:
         return verdict.group is Group.GUESTS or (
             verdict.group is Group.HOST and peer not in places.host
         )
+
+    def _resolving(
+        self, attachment: Attachment, way: Direction, kind: Protocol, port: int | None
+    ) -> Verdict | None:
+        """Whatever resolver a guest asks, the gateway answers, if rules by name need that."""
+        if way is not Direction.EGRESS or kind not in WITH_PORTS:
+            return None
+        if not has_names(read_policy(attachment.policy)):
+            return None
+        if port == DNS_PORT:
+            reason = (
+                "the gateway answers all questions to resolvers, as the policy has rules by name"
+            )
+            return Verdict(Action.ALLOW, None, "the gateway's resolver", None, reason)
+        if port in NAME_SERVICES:
+            reason = f"port {port} resolves names beside the gateway, where no rule sees them"
+            return Verdict(Action.DENY, None, "name services", None, reason)
+        return None
+
+    def _explain_name(
+        self, attachment: Attachment, way: Direction, kind: Protocol, text: str, port: int | None
+    ) -> Verdict:
+        """A flow to a name: may it be resolved, and may a public address of it be reached so?"""
+        name = FlowName(canonical_name(text), verified=True)
+        if way is not Direction.EGRESS:
+            raise ConfigError("address", text, "peers that open flows have an address, no name")
+        policy = read_policy(attachment.policy)
+        if has_names(policy):
+            question = decide_question(policy, name.name)
+            if not question.allowed:
+                return question
+        versions = {i.version for i in (attachment.ipv4, attachment.ipv6) if i is not None}
+        peer = SOME_PUBLIC[min(versions)]
+        verdict = decide(policy, way, kind, peer, port, self._places(attachment, peer), name)
+        about = f" (asked for {peer}, standing for any public address of {name.name})"
+        return replace(verdict, reason=verdict.reason + about)
 
     def _is_on_its_bridge(self, attachment: Attachment, peer: Address) -> bool:
         """Whether an address is a guest's, or nobody's, on the bridge of this very guest."""
@@ -177,6 +227,12 @@ class Explainer:
             f"{attachment.network!r} leave by {', '.join(egress) or 'no interface'} only; "
             "name that interface in the network's egress",
         )
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is meant as an address: digits and dots, or anything with a colon."""
+    bare = text.strip("[]")
+    return ":" in bare or "/" in bare or bare.replace(".", "").isdecimal()
 
 
 def _address(address: Address | str) -> Address:

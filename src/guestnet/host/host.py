@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -22,6 +24,7 @@ from ..model import (
     MTU_MIN_IPV6,
     Attachment,
     AttachRequest,
+    Decision,
     Finding,
     NetworkInfo,
     NetworkSpec,
@@ -53,6 +56,8 @@ DEFAULT_STATE_DIR = Path("/var/lib/guestnet")
 DEFAULT_NETWORK = "default"
 #: Unused policies are deleted many at a time: each time the dispatch is written anew.
 UNUSED_POLICIES_KEPT = 64
+#: How long a watcher may go on after the host was closed.
+WATCH_POLL_S = 0.5
 
 
 class Host:
@@ -73,7 +78,7 @@ class Host:
         self._placer = Placer(self._ledger, site)
         self._upkeep = Upkeep(self._ledger, store, site, self._placer)
         self._reaper = Reaper(self._clear_away)
-        self.decisions = decisions
+        self._decisions = decisions
         self._relays = Relays(self._ledger, site, decisions.take)
         self._generation = 0
         self._closed = False
@@ -331,7 +336,7 @@ class Host:
             self._ledger.cut(lease)
             self._ledger.policies.drop(policy)
             self._relays.forget(guest)
-            self.decisions.forget(guest)
+            self._decisions.forget(guest)
         self._reaper.add(lease)
         return True
 
@@ -459,6 +464,26 @@ class Host:
         with self._lock:
             explainer = Explainer(self._ledger, self._site)
             return explainer.explain(guest, direction, protocol, address, port)
+
+    def decisions(self, guest: str | None = None) -> list[Decision]:
+        """The last decisions of the gateway, of all guests or of one, oldest first.
+
+        All of them are in `decisions.jsonl` in the state directory.
+        """
+        return self._decisions.recent(guest)
+
+    def watching(self) -> AbstractContextManager[queue.Queue[Decision]]:
+        """Decisions from now on, in a queue that drops what nobody takes."""
+        return self._decisions.watching()
+
+    def watch(self, guest: str | None = None) -> Iterator[Decision]:
+        """Decisions from the first `next` on, until the host is closed or the iterator is."""
+        with self.watching() as decisions:
+            while not self._closed:
+                with suppress(queue.Empty):
+                    decision = decisions.get(timeout=WATCH_POLL_S)
+                    if guest in (None, decision.guest):
+                        yield decision
 
     def counters(self) -> dict[str, int]:
         """Packets refused and dropped on this machine so far, by `family/reason`."""

@@ -26,7 +26,7 @@ from .groups import (
 )
 from .lint import Remark, warnings
 from .match import DNS_PORT, decide, decide_question, has_names, needs_name, opens_address
-from .names import MAX_NAME, FlowName, canonical_name, is_below
+from .names import MAX_NAME, NAME_SERVICES, FlowName, canonical_name, is_below
 from .rules import (
     MAX_PORT_RANGES,
     MAX_RULES,
@@ -54,6 +54,7 @@ __all__ = [
     "MAX_PORT_RANGES",
     "MAX_RULES",
     "MAX_TEXT",
+    "NAME_SERVICES",
     "SEALED",
     "UNROUTABLE",
     "WITH_PORTS",

@@ -10,6 +10,10 @@ import idna
 
 from ..errors import ConfigError
 
+#: Ports of services that resolve names beside the gateway: NetBIOS, DNS over TLS and QUIC,
+#: multicast DNS, LLMNR. Guests whose policy has rules by name have none of them; port 53 is the
+#: gateway's.
+NAME_SERVICES = (137, 138, 784, 853, 5353, 5355, 8853)
 #: RFC 1035 section 2.3.4, as text without the root's dot.
 MAX_NAME = 253
 MAX_LABEL = 63

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from ..policy import (
     DNS_PORT,
+    NAME_SERVICES,
     WITH_PORTS,
     Action,
     AnyTarget,
@@ -58,9 +59,9 @@ _TEREDO = "2001::/32"
 _TEREDO_CLIENT = "ip6 {side} & ::ffff:ffff"
 _LAYER4 = {Protocol.TCP: "tcp", Protocol.UDP: "udp"}
 _IPV4_ONLY, _IPV6_ONLY = "meta nfproto ipv4", "meta nfproto ipv6"
-#: Name services that bypass the gateway: DNS beside it, DNS over TLS and QUIC (853, 784, 8853),
-#: multicast DNS, LLMNR, NetBIOS.
-_NAME_SERVICES = "meta l4proto { tcp, udp } th dport { 53, 137-138, 784, 853, 5353, 5355, 8853 }"
+_NAME_SERVICES = "meta l4proto { tcp, udp } th dport { " + (
+    ", ".join(map(str, (DNS_PORT, *NAME_SERVICES))) + " }"
+)
 _PINS = "-pins"
 
 
