@@ -129,8 +129,25 @@ def test_the_checks_tell_policed_devices_by_the_group() -> None:
 
 
 def rules_of(text: str) -> dict[str, list[str]]:
+    """Rules by chain; those of IPv4 and IPv6 together, under the chain that parts the two."""
     chains = compile_policy(parse_policy(text))
-    return {name.removeprefix(chains.id + "-"): list(rules) for name, rules in chains.chains}
+    found = {name.removeprefix(chains.id + "-"): list(rules) for name, rules in chains.chains}
+    for parting in ("egress", "ingress"):
+        low, high = found.pop(f"{parting}-4"), found.pop(f"{parting}-6")
+        assert found[parting] == [
+            f"meta nfproto ipv4 goto {chains.id}-{parting}-4",
+            f"goto {chains.id}-{parting}-6",
+        ]
+        found[parting] = list(dict.fromkeys([*low, *high]))
+    return found
+
+
+def test_no_packet_tries_a_rule_that_only_the_other_family_meets() -> None:
+    for name, rules in compile_policy(parse_policy("deny@10.0.0.0/8,public,host")).chains:
+        if name.endswith("gress-4"):
+            assert not any(rule.startswith("ip6 ") for rule in rules)
+        if name.endswith("gress-6"):
+            assert not any(rule.startswith("ip ") for rule in rules)
 
 
 def test_a_sealed_guest_has_two_chains_that_refuse() -> None:

@@ -65,8 +65,11 @@ class Way:
                     return False
                 self._deliver(pipes)
             elif self.ended:
-                return self._finish()
+                self._finish()
+                return False
             elif not (self.readable and self.writable):
+                # Even the end is not read before the sink takes something: shutting a socket that
+                # still connects would break the connection off.
                 return False
             elif budget <= 0:
                 return True
@@ -178,12 +181,10 @@ class Way:
         self.source_error = error.errno or errno.EIO
         self.readable = False
 
-    def _finish(self) -> bool:
+    def _finish(self) -> None:
         """Tell the sink that no more comes, but never of a source that failed."""
-        # Shutting a socket that still connects would break the connection off.
-        if self.source_error or not self.writable:
-            return False
+        if self.source_error:
+            return
         self.done = True
         with suppress(OSError):  # ENOTCONN: it failed, which is told by its events
             self.sink.shutdown(socket.SHUT_WR)
-        return False

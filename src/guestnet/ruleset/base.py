@@ -62,6 +62,8 @@ _BEFORE_DEFRAGMENTATION = -450
 EGRESS_DISPATCH, INGRESS_DISPATCH = "egress_policies", "ingress_policies"
 #: The same for policies with rules by name, whose chains hand flows to the gateway.
 RELAY_DISPATCH = "relay_policies"
+#: Raised when policies compile to other rules under the same names: an upgrade writes them anew.
+POLICY_FORMAT = 2
 #: The ports at which the gateway listens stand in maps; without one nothing is handed over.
 TO_RELAY = "redirect to :meta l4proto map @relay_door"
 TO_RESOLVER = "meta l4proto { tcp, udp } th dport 53 redirect to :meta l4proto map @resolver_door"
@@ -324,7 +326,7 @@ def _body() -> str:
 _BODY = _body()
 #: Names this release's constant part; an empty chain of this name stands in the table, so a later
 #: start sees without reading every rule whether what stands there is what it would write.
-FINGERPRINT = "base-" + hashlib.sha256(_BODY.encode()).hexdigest()[:12]
+FINGERPRINT = "base-" + hashlib.sha256(f"{_BODY}{POLICY_FORMAT}".encode()).hexdigest()[:12]
 
 
 def base_text() -> str:

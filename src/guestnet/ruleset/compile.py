@@ -1,9 +1,10 @@
 """A policy as chains: one distinct policy is compiled once, whoever uses it.
 
-Each direction begins with a chain that sorts the peer: the host, the metadata services and other
-guests have chains of their own, which hold only the rules that may open them (the floor); what can
-be routed nowhere is refused; everything else meets the remaining rules in order. The first rule
-that matches decides, as `policy.decide` does for the same words.
+Each direction begins with a chain that parts IPv4 from IPv6. Each family's chain sorts the peer:
+the host, the metadata services and other guests have chains of their own, which hold only the rules
+that may open them (the floor); what can be routed nowhere is refused; everything else meets the
+remaining rules in order. The first rule that matches decides, as `policy.decide` does for the same
+words.
 
 A policy with rules by name has one more chain, asked where destinations are rewritten: it walks the
 same ladder, leaves what addresses decide to the other chains, and hands TCP whose verdict may need
@@ -221,7 +222,7 @@ class _Compiler:
             entry += self._rule(index, rule)
         allowed = self._default is Action.ALLOW
         entry.append(self._pass(forwarded=True) if allowed else self._refuse)
-        return [*opened, (self._entry, tuple(entry))]
+        return [*opened, *_by_family(self._entry, entry)]
 
     def _first(self) -> list[str]:
         """What comes before all rules: past the gateway there are no name services."""
@@ -365,6 +366,17 @@ class _Compiler:
             f"ip6 {side} {{ {embedded} }}",
             f"ip6 {side} {_TEREDO} {_TEREDO_CLIENT.format(side=side)} {client}",
         ]
+
+
+def _by_family(name: str, lines: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """A chain that parts the families first: a packet tries no rule that only the other meets.
+
+    A rule by address is up to three lines, of which IPv4 needs one.
+    """
+    low = tuple(line for line in lines if not line.startswith(("ip6 ", _IPV6_ONLY)))
+    high = tuple(line for line in lines if not line.startswith(("ip ", _IPV4_ONLY)))
+    first = (f"{_IPV4_ONLY} goto {name}-4", f"goto {name}-6")
+    return [(f"{name}-4", low), (f"{name}-6", high), (name, first)]
 
 
 class _RelayCompiler(_Compiler):
