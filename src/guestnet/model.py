@@ -461,6 +461,8 @@ class Decision(Value):
     #: Its position in the policy, from 0; `None` when no rule decided.
     rule_index: int | None = None
     reason: Annotated[str, Field(max_length=2048)] = ""
+    #: What a question was answered with, as far as it is addresses.
+    answers: Annotated[tuple[IPv4Address | IPv6Address, ...], Field(max_length=64)] = ()
     #: Bytes from the guest, and to it.
     bytes_up: int = 0
     bytes_down: int = 0

@@ -62,6 +62,24 @@ def set_policy(
 
 
 @app.command()
+def suggest(
+    ctx: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],
+    suffixes: Annotated[
+        bool, typer.Option("--suffixes", help="Names below a common one become one rule.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a policy of what a guest was seen to use, best after a while with mode=report."""
+    query = {"id": vm, "suffixes": str(suffixes).lower()}
+    found = of(ctx).api.get("/v1/guest/suggestion", query)
+    if json:
+        output.as_json(found)
+    else:
+        output.say(found["policy"])
+
+
+@app.command()
 def explain(
     ctx: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],

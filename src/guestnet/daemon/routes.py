@@ -89,6 +89,7 @@ class Routes:
         add("GET", "/guest/format", self.words, bodies.Words)
         add("POST", "/guest/explain", self.explain, bodies.Explained)
         add("POST", "/guest/policy", self.set_policy, Attachment)
+        add("GET", "/guest/suggestion", self.suggest_policy, bodies.PolicyText)
         add("GET", "/decisions", self.decisions, list[Decision])
         add("GET", "/decisions/stream", self.watch, str)
         add("POST", "/policy/check", self.check_policy, bodies.PolicyChecked)
@@ -175,6 +176,10 @@ class Routes:
     def set_policy(self, request: bodies.GuestPolicy) -> Response:
         """Put another policy in the place of a guest's: at once, for established flows too."""
         return _one(self._host.set_policy(request.guest, request.policy))
+
+    def suggest_policy(self, guest: GuestQuery, suffixes: bool = False) -> Response:
+        """The smallest policy that allows what a guest was seen to use."""
+        return _one(bodies.PolicyText(policy=self._host.suggest_policy(guest, suffixes=suffixes)))
 
     def decisions(self, guest: GuestFilter = None) -> Response:
         """The last decisions of the gateway, of all guests or of one, oldest first."""

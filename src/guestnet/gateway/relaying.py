@@ -30,7 +30,16 @@ from ..errors import ConfigError
 from ..flow import NotHello, NotHttp, Reactor, Relay, Timer, read_client_hello, read_request_head
 from ..flow.relay import Ended, Flow
 from ..model import Decision
-from ..policy import Action, FlowName, Protocol, Verdict, canonical_name, needs_name
+from ..policy import (
+    REPORTED,
+    Action,
+    FlowName,
+    Mode,
+    Protocol,
+    Verdict,
+    canonical_name,
+    needs_name,
+)
 from .guests import Guest, Guests, is_allowed
 
 Address = IPv4Address | IPv6Address
@@ -156,7 +165,12 @@ class Connection:
         """Decide at once, or wait for the client's first bytes."""
         guests = self._owner.guests
         places = guests.places(self.guest)
-        if not needs_name(self.guest.policy, Protocol.TCP, self.address, self.port, places):
+        if self.port in NAME_SERVICES and has_names(self.guest.policy):
+            self.refuse_for(
+                "name services",
+                f"port {self.port} resolves names beside the gateway, where no rule sees them",
+            )
+        elif not needs_name(self.guest.policy, Protocol.TCP, self.address, self.port, places):
             self._decided(guests.decide(self.guest, self.address, self.port, None))
         elif self.port in SPEAKING_PORTS:
             self._timer = self._owner.reactor.call_later(PEEK_S, self._silent)
@@ -182,17 +196,19 @@ class Connection:
             try:
                 spoken = spoken_name(self._buffer)
             except (NotHello, NotHttp) as error:
-                self.refuse_for("unreadable", f"no name can be read from its first bytes: {error}")
+                self._undecidable(
+                    "unreadable", f"no name can be read from its first bytes: {error}"
+                )
                 return
             if spoken is not None:
                 self._decide_spoken(spoken)
                 return
             if len(self._buffer) >= PEEK_BYTES:
-                self.refuse_for("unreadable", f"no name in its first {PEEK_BYTES} bytes")
+                self._undecidable("unreadable", f"no name in its first {PEEK_BYTES} bytes")
                 return
 
     def _silent(self) -> None:
-        self.refuse_for(
+        self._undecidable(
             "silent", f"port {self.port} is one whose clients say whom they mean; this one did not"
         )
 
@@ -209,7 +225,7 @@ class Connection:
         try:
             spoken = canonical_name(spoken)
         except ConfigError:
-            self.refuse_for("unreadable", f"{spoken!r} is no name of a host")
+            self._undecidable("unreadable", f"{spoken!r} is no name of a host")
             return
         if self.address in guests.pins.addresses_of(
             self.guest.id, spoken, self._owner.reactor.now()
@@ -249,7 +265,7 @@ class Connection:
             self.name = FlowName(name, verified=True)
             self._decided(verdict)
         elif names:
-            self.refuse_for(
+            self._undecidable(
                 "ambiguous name",
                 f"{self.address} was resolved for {', '.join(names)}, which the policy treats "
                 "differently, and the client did not say which it means",
@@ -271,6 +287,14 @@ class Connection:
             self._dial()
         else:
             self._end(verdict, verdict.reason, abort=True)
+
+    def _undecidable(self, rule: str, reason: str) -> None:
+        """No name can be known: refused, or told only where the policy reports."""
+        self._unwatch()
+        if self.guest.policy.mode is Mode.REPORT:
+            self._decided(Verdict(Action.ALLOW, None, REPORTED, None, f"{rule}: {reason}"))
+        else:
+            self.refuse_for(rule, reason)
 
     def refuse_for(self, rule: str, reason: str) -> None:
         """Refuse for another reason than a rule."""

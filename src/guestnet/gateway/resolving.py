@@ -308,7 +308,8 @@ class Resolving:
     ) -> None:
         now = self._reactor.now()
         self._guests.pins.learn(guest.id, question.name, addresses, now)
-        self._told(guest, question, verdict, protocol)
+        answers = tuple(address for address, _until in addresses)
+        self._told(guest, question, verdict, protocol, answers=answers)
         pins = self._kernel_pins(guest, question.name, addresses)
         if not pins:
             reply(wire)
@@ -376,7 +377,13 @@ class Resolving:
     # -- telling -----------------------------------------------------------------------------
 
     def _told(
-        self, guest: Guest, question: Question, verdict: Verdict, protocol: str, reason: str = ""
+        self,
+        guest: Guest,
+        question: Question,
+        verdict: Verdict,
+        protocol: str,
+        reason: str = "",
+        answers: tuple[Address, ...] = (),
     ) -> None:
         self._tell(
             Decision(
@@ -391,6 +398,7 @@ class Resolving:
                 rule=verdict.text[:1024],
                 rule_index=verdict.rule,
                 reason=(reason or verdict.reason)[:2048],
+                answers=answers[:64],
             )
         )
 

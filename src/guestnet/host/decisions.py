@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..model import Decision
+from .seen import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Decisions:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.seen = Seen()
         self._lock = threading.Lock()
         self._recent: deque[Decision] = deque(maxlen=RECENT)
         self._shares: dict[str, _Share] = {}
@@ -50,6 +52,7 @@ class Decisions:
 
     def take(self, decision: Decision) -> None:
         """Write a decision down and tell watchers, unless its guest had its share."""
+        self.seen.take(decision)
         with self._lock:
             share = self._shares.setdefault(decision.guest, _Share())
             if share.second != int(decision.time):
@@ -68,9 +71,10 @@ class Decisions:
                     watcher.put_nowait(decision)
 
     def forget(self, guest: str) -> None:
-        """Forget a guest's share; what it did is remembered."""
+        """Forget a guest that is gone; what was told of it stays told."""
         with self._lock:
             self._shares.pop(guest, None)
+        self.seen.forget(guest)
 
     def recent(self, guest: str | None = None) -> list[Decision]:
         """The last decisions, oldest first."""

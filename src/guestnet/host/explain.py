@@ -14,6 +14,7 @@ from ..kernel.site import Site
 from ..model import Attachment, Topology
 from ..policy import (
     DNS_PORT,
+    FLOOR,
     NAME_SERVICES,
     WITH_PORTS,
     Action,
@@ -21,14 +22,19 @@ from ..policy import (
     FlowName,
     Group,
     Places,
+    Policy,
     Protocol,
+    SeenFlow,
     Verdict,
     canonical_name,
+    classify,
     decide,
     decide_question,
     has_names,
+    suggest,
 )
 from .ledger import Ledger, read_policy
+from .seen import Seen
 
 Address = IPv4Address | IPv6Address
 
@@ -36,7 +42,7 @@ Address = IPv4Address | IPv6Address
 #: Stand for the address that a name leads to, where it is not known yet.
 SOME_PUBLIC: dict[int, Address] = {4: IPv4Address("192.0.0.9"), 6: IPv6Address("2001:1::1")}
 #: IP protocol numbers (IANA) that rules have words for.
-_NUMBERED = {
+NUMBERED = {
     1: Protocol.ICMPV4,
     6: Protocol.TCP,
     17: Protocol.UDP,
@@ -100,13 +106,31 @@ class Explainer:
             )  # fmt: skip
         return self._leaving(attachment, peer, verdict)
 
+    def suggest(self, attachment: Attachment, seen: Seen, *, suffixes: bool) -> Policy:
+        """The smallest policy that allows what a guest was seen to use above the floor."""
+        guest = attachment.guest
+        found = [
+            (protocol, port, address, name) for protocol, port, address, name in seen.flows(guest)
+        ]
+        for own in (attachment.ipv4, attachment.ipv6):
+            for peer, number, port in self._site.seen(own.ip) if own is not None else ():
+                protocol = NUMBERED.get(number, Protocol.ANY)
+                found.append((protocol, port, peer, seen.name_of(guest, peer)))
+        flows = []
+        for protocol, port, address, name in found:
+            group = classify(address, self._places(attachment, address))
+            if group not in FLOOR:
+                known = name if group is Group.PUBLIC else ""
+                flows.append(SeenFlow(protocol, port or None, address, known))
+        return suggest(flows, seen.questions(guest), suffixes=suffixes)
+
     def allows(self, attachment: Attachment, flow: Tracked) -> bool:
         """Whether a flow that connection tracking knows may go on."""
         own = {i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None}
         egress = flow.source in own
         peer = flow.destination if egress else flow.source
         direction = Direction.EGRESS if egress else Direction.INGRESS
-        protocol = _NUMBERED.get(flow.protocol, Protocol.ANY)
+        protocol = NUMBERED.get(flow.protocol, Protocol.ANY)
         port = flow.port if protocol in WITH_PORTS else None
         return self.explain(attachment.guest, direction, protocol, peer, port).allowed
 

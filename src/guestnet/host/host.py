@@ -472,6 +472,17 @@ class Host:
         """
         return self._decisions.recent(guest)
 
+    def suggest_policy(self, guest: str, *, suffixes: bool = False) -> str:
+        """The smallest policy that allows what a guest was seen to use: names over addresses.
+
+        To be asked after a while in report mode (`mode=report`), where nothing above the floor is
+        stopped. With `suffixes` names below a common one become one rule.
+        """
+        with self._lock:
+            attachment = self._ledger.attachment(guest)
+            explainer = Explainer(self._ledger, self._site)
+            return str(explainer.suggest(attachment, self._decisions.seen, suffixes=suffixes))
+
     def watching(self) -> AbstractContextManager[queue.Queue[Decision]]:
         """Decisions from now on, in a queue that drops what nobody takes."""
         return self._decisions.watching()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import singledispatchmethod
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..errors import GuestnetError, HostError
 from ..plan import (
@@ -263,6 +263,23 @@ class Site:
             ]
         with self._lock:
             self._nft.run("\n".join(lines) + "\n", about=f"pins of {policy}")
+
+    def seen(self, guest: Address) -> list[tuple[Address, int, int]]:
+        """What a guest in report mode sent beside TCP: (peer, IP protocol, port or 0)."""
+        found: list[tuple[Address, int, int]] = []
+        size = len(guest.packed)
+        with self._lock:
+            for word in ("seen", "seen_other"):
+                for each in self._nft.elements(Family.INET, f"{word}{guest.version}"):
+                    if each.key[:size] != guest.packed:
+                        continue
+                    peer = ip_address(each.key[size : 2 * size])
+                    rest = each.key[2 * size :]
+                    if word == "seen":
+                        found.append((peer, socket.IPPROTO_UDP, int.from_bytes(rest[:2], "big")))
+                    else:
+                        found.append((peer, rest[0], 0))
+        return found
 
     def forget_refusals(self, elements: Sequence[Element]) -> None:
         """Delete guests' refusal counters, as far as they exist."""

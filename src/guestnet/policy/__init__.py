@@ -25,7 +25,7 @@ from .groups import (
     unroutable_groups,
 )
 from .lint import Remark, warnings
-from .match import DNS_PORT, decide, decide_question, has_names, needs_name, opens_address
+from .match import DNS_PORT, REPORTED, decide, decide_question, has_names, needs_name, opens_address
 from .names import MAX_NAME, NAME_SERVICES, FlowName, canonical_name, is_below
 from .rules import (
     MAX_PORT_RANGES,
@@ -38,6 +38,7 @@ from .rules import (
     DnsTarget,
     DomainTarget,
     GroupTarget,
+    Mode,
     NetworkTarget,
     Policy,
     PortRange,
@@ -46,6 +47,7 @@ from .rules import (
     Target,
     Verdict,
 )
+from .suggest import SeenFlow, suggest
 
 __all__ = [
     "DNS_PORT",
@@ -55,6 +57,7 @@ __all__ = [
     "MAX_RULES",
     "MAX_TEXT",
     "NAME_SERVICES",
+    "REPORTED",
     "SEALED",
     "UNROUTABLE",
     "WITH_PORTS",
@@ -66,6 +69,7 @@ __all__ = [
     "FlowName",
     "Group",
     "GroupTarget",
+    "Mode",
     "NetworkTarget",
     "Places",
     "Policy",
@@ -73,6 +77,7 @@ __all__ = [
     "Protocol",
     "Remark",
     "Rule",
+    "SeenFlow",
     "Target",
     "Verdict",
     "canonical_name",
@@ -87,6 +92,7 @@ __all__ = [
     "opens_address",
     "parse_policy",
     "static_ranges",
+    "suggest",
     "teredo_low_bits",
     "teredo_ranges",
     "unroutable",

@@ -22,6 +22,7 @@ from .rules import (
     Protocol,
     Rule,
     Target,
+    Verdict,
 )
 
 
@@ -130,3 +131,8 @@ def because_question(name: str, action: Action, rule: Rule | None, text: str) ->
     if rule is not None:
         return f"{question} is denied by `{text}`; `{suggestion}` ahead of it would allow it"
     return f"{question} is denied by `{text}`: no rule allows it; `{suggestion}` would allow it"
+
+
+def because_reported(verdict: Verdict) -> str:
+    """Of what passes only because the policy reports."""
+    return f"report mode lets it pass; enforced: {verdict.reason}"

@@ -1,10 +1,11 @@
 """The policy language, on one page.
 
     policy    = item *( separator item )        separator = "," or line break
-    item      = profile / default / rule
+    item      = profile / default / mode / rule
     profile   = "public" / "private" / "host"   expand in place, and compose
               / "none" / "all"                  a whole policy: alone
     default   = ( "default_egress" / "default_ingress" ) "=" action
+    mode      = "mode=" ( "enforce" / "report" )
     rule      = action [ ":" direction ] "@" target [ ":" service ]
     action    = "allow" / "deny"
     direction = "egress" / "ingress" / "any"    egress if absent

@@ -17,6 +17,7 @@ from .rules import (
     DnsTarget,
     DomainTarget,
     GroupTarget,
+    Mode,
     Policy,
     PortRange,
     Protocol,
@@ -39,6 +40,9 @@ PROFILES = {
 TERMINAL = {"none": Policy(), "all": Policy(default_egress=Action.ALLOW)}
 DEFAULTS = ("default_egress", "default_ingress")
 
+MODE = "mode"
+
+MODES = {mode.value: mode for mode in Mode}
 ACTIONS = {action.value: action for action in Action}
 DIRECTIONS = {direction.value: direction for direction in Direction}
 PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
@@ -57,12 +61,13 @@ class Draft:
         self._defaults: dict[str, Action] = {}
         self._from_profiles: set[Rule] = set()
         self._terminal = ""
+        self._mode: Mode | None = None
 
     def policy(self) -> Policy:
         """What was gathered."""
         if self._terminal:
             return TERMINAL[self._terminal]
-        return Policy(tuple(self._rules), **self._defaults)
+        return Policy(tuple(self._rules), **self._defaults, mode=self._mode or Mode.ENFORCE)
 
     def add_item(self, span: Span) -> None:
         """Read one item of the text grammar."""
@@ -72,6 +77,9 @@ class Draft:
         elif equals and key.strip() in DEFAULTS:
             value = span.part(len(key) + 1).stripped()
             self.add_default(key.strip(), read_word(value, "action", ACTIONS), span)
+        elif equals and key.strip() == MODE:
+            value = span.part(len(key) + 1).stripped()
+            self.add_mode(read_word(value, "mode", MODES), span)
         else:
             self.add_profile(span)
 
@@ -89,11 +97,18 @@ class Draft:
             span.fail(f"{name} is given twice")
         self._defaults[name] = action
 
+    def add_mode(self, mode: Mode, span: Span) -> None:
+        """Set the mode, once."""
+        self._refuse_beside_terminal(span)
+        if self._mode is not None:
+            span.fail("mode is given twice")
+        self._mode = mode
+
     def add_profile(self, span: Span) -> None:
         """Expand a profile. A rule that an earlier profile brought is not repeated."""
         word = span.text
         if word in TERMINAL:
-            if self._terminal or self._rules or self._defaults:
+            if self._terminal or self._rules or self._defaults or self._mode:
                 span.fail(f"{word!r} is a whole policy and stands alone")
             self._terminal = word
             return
@@ -118,7 +133,7 @@ def _fail_unknown_item(span: Span) -> NoReturn:
         span.fail("a rule needs '@' and a target", f"as in {first}@public")
     key, equals, _ = word.partition("=")
     if equals:
-        span.fail(f"unknown setting {shown(key)}", near_hint(key, DEFAULTS))
+        span.fail(f"unknown setting {shown(key)}", near_hint(key, (*DEFAULTS, MODE)))
     hint = near_hint(word, (*PROFILES, *TERMINAL))
     span.fail(f"unknown profile {shown(word)}", f"{hint}; rules begin with 'allow' or 'deny'")
 

@@ -12,6 +12,7 @@ The ladder, which the firewall's rules repeat step by step:
    d. No rule by name matches a flow without a name.
 3. A peer of the floor is denied.
 4. The direction's default decides.
+5. In report mode what an egress flow above the floor is denied by is told, and the flow passes.
 
 The firewall knows no names. It decides what is decided before the first rule by name that could
 match (`needs_name`), and hands over the rest.
@@ -19,7 +20,7 @@ match (`needs_name`), and hands over the rest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from ..errors import ConfigError
@@ -28,6 +29,7 @@ from .explain import (
     because_default,
     because_floor,
     because_question,
+    because_reported,
     because_rule,
     because_unroutable,
 )
@@ -52,6 +54,7 @@ from .rules import (
     DnsTarget,
     DomainTarget,
     GroupTarget,
+    Mode,
     NetworkTarget,
     Policy,
     Protocol,
@@ -61,6 +64,8 @@ from .rules import (
 )
 
 DNS_PORT = 53
+#: What decides where a policy in report mode lets a flow pass that it would deny.
+REPORTED = "mode=report"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,11 @@ def decide(
     for the rest; `Protocol.ANY` is an IP protocol that has no word here. `name` is what an egress
     flow goes by, if anything. Raises `ConfigError` on a question that no packet asks.
     """
-    return _decide(policy, *_flow(direction, protocol, peer, port, places, name))
+    flow, found = _flow(direction, protocol, peer, port, places, name)
+    verdict = _decide(policy, flow, found)
+    if verdict.allowed or direction is not Direction.EGRESS or not _may_report(policy, found):
+        return verdict
+    return replace(verdict, action=Action.ALLOW, text=REPORTED, reason=because_reported(verdict))
 
 
 def needs_name(
@@ -103,6 +112,8 @@ def needs_name(
     `decide` says the same whatever the name. Takes and raises what `decide` does.
     """
     flow, found = _flow(Direction.EGRESS, protocol, peer, port, places, None)
+    if policy.mode is Mode.REPORT:
+        return _may_report(policy, found)
     if unroutable(found.address, found.group):
         return False
     for rule in policy.rules:
@@ -115,8 +126,9 @@ def needs_name(
 
 
 def has_names(policy: Policy) -> bool:
-    """Whether any rule of `policy` is by name."""
-    return any(isinstance(rule.target, DomainTarget) for rule in policy.rules)
+    """Whether any rule of `policy` is by name, or names are to be told."""
+    by_name = any(isinstance(rule.target, DomainTarget) for rule in policy.rules)
+    return by_name or policy.mode is Mode.REPORT
 
 
 def decide_question(policy: Policy, name: str) -> Verdict:
@@ -127,7 +139,13 @@ def decide_question(policy: Policy, name: str) -> Verdict:
     only some services of the name goes by, as do the other rules by address, which say nothing
     about names. Raises `ConfigError` if `name` is none.
     """
-    name = canonical_name(name)
+    verdict = _decide_question(policy, canonical_name(name))
+    if verdict.allowed or policy.mode is Mode.ENFORCE:
+        return verdict
+    return replace(verdict, action=Action.ALLOW, text=REPORTED, reason=because_reported(verdict))
+
+
+def _decide_question(policy: Policy, name: str) -> Verdict:
     for index, rule in enumerate(policy.rules):
         if rule.direction.covers(Direction.EGRESS) and _answers(rule, name):
             text = str(rule)
@@ -146,6 +164,8 @@ def opens_address(policy: Policy, peer: Address, places: Places) -> bool:
     flow, found = _flow(Direction.EGRESS, Protocol.ANY, peer, None, places, None)
     if unroutable(found.address, found.group):
         return False
+    if _may_report(policy, found):
+        return True
     return found.group is Group.PUBLIC or any(
         rule.action is Action.ALLOW
         and rule.direction.covers(Direction.EGRESS)
@@ -153,6 +173,15 @@ def opens_address(policy: Policy, peer: Address, places: Places) -> bool:
         and _reaches(rule.target, flow, found)
         and (found.group not in FLOOR or _names(rule.target, found.group))
         for rule in policy.rules
+    )
+
+
+def _may_report(policy: Policy, peer: _Peer) -> bool:
+    """Whether a denial of flows to `peer` is told only: never of the floor."""
+    return (
+        policy.mode is Mode.REPORT
+        and peer.group not in FLOOR
+        and not unroutable(peer.address, peer.group)
     )
 
 

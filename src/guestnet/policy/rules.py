@@ -30,6 +30,14 @@ class Action(StrEnum):
     DENY = "deny"
 
 
+class Mode(StrEnum):
+    """Whether a policy stops what it denies."""
+
+    ENFORCE = "enforce"
+    REPORT = "report"
+    """Egress above the floor passes, and what would be denied is told."""
+
+
 class Direction(StrEnum):
     """Who opens the flow: the guest (egress) or its peer (ingress)."""
 
@@ -240,6 +248,7 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     default_egress: Action = Action.DENY
     default_ingress: Action = Action.DENY
+    mode: Mode = Mode.ENFORCE
 
     #: Nothing but the gateway's own services: the policy of a guest that has none.
     SEALED: ClassVar[Policy]
@@ -250,7 +259,8 @@ class Policy:
             raise ConfigError("policy.rules", len(self.rules), f"at most {MAX_RULES} rules")
 
     def __str__(self) -> str:
-        items = [
+        items = ["mode=report"] if self.mode is Mode.REPORT else []
+        items += [
             f"{name}={action}"
             for name, action in (
                 ("default_egress", self.default_egress),

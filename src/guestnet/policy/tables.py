@@ -10,6 +10,8 @@ from .items import (
     ACTIONS,
     DEFAULTS,
     DIRECTIONS,
+    MODE,
+    MODES,
     PROTOCOLS,
     Draft,
     read_ports,
@@ -32,7 +34,7 @@ from .rules import (
 from .span import Span, nearest, shown
 from .targets import NAMED, read_name, read_target
 
-KEYS = ("profiles", "rules", *DEFAULTS)
+KEYS = ("profiles", "rules", *DEFAULTS, MODE)
 TARGET_KEYS = ("target", *NAMED)
 RULE_KEYS = ("action", "direction", *TARGET_KEYS, "protocols", "ports")
 
@@ -40,7 +42,7 @@ _Value = TypeVar("_Value")
 
 
 def read_table(table: Mapping[str, object]) -> Policy:
-    """A policy from keys `profiles`, `rules`, `default_egress` and `default_ingress`, all optional.
+    """A policy from `profiles`, `rules`, `default_egress`, `default_ingress`, `mode`: all optional.
 
     Profiles expand before the rules.
     """
@@ -55,6 +57,9 @@ def read_table(table: Mapping[str, object]) -> Policy:
         if name in table:
             span = _span(table[name], f"policy.{name}")
             draft.add_default(name, read_word(span, "action", ACTIONS), span)
+    if MODE in table:
+        span = _span(table[MODE], f"policy.{MODE}")
+        draft.add_mode(read_word(span, "mode", MODES), span)
     return draft.policy()
 
 

@@ -52,6 +52,8 @@ STATIC_GROUPS = (
 )
 #: Guests whose refusals are counted at once; beyond it they are refused uncounted.
 REFUSED_SET_SIZE = 131072
+#: Peers that guests in report mode sent datagrams to; beyond it they pass untold.
+SEEN_SET_SIZE = 65536
 
 #: Both ways: `rt mtu` is the smaller of the MTUs towards either end.
 _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -147,6 +149,14 @@ _INET_CHAINS = f"""
   set doors {{ type inet_proto . inet_service; }}
   set refused4 {{ type ipv4_addr; size {REFUSED_SET_SIZE}; flags dynamic; }}
   set refused6 {{ type ipv6_addr; size {REFUSED_SET_SIZE}; flags dynamic; }}
+  set seen4 {{ type ipv4_addr . ipv4_addr . inet_service; size {SEEN_SET_SIZE}; \
+flags dynamic,timeout; timeout 7d; }}
+  set seen6 {{ type ipv6_addr . ipv6_addr . inet_service; size {SEEN_SET_SIZE}; \
+flags dynamic,timeout; timeout 7d; }}
+  set seen_other4 {{ type ipv4_addr . ipv4_addr . inet_proto; size {SEEN_SET_SIZE}; \
+flags dynamic,timeout; timeout 7d; }}
+  set seen_other6 {{ type ipv6_addr . ipv6_addr . inet_proto; size {SEEN_SET_SIZE}; \
+flags dynamic,timeout; timeout 7d; }}
   counter refused {{ }}
   counter unleased {{ }}
   counter invalid {{ }}

@@ -31,6 +31,7 @@ from ..policy import (
     DomainTarget,
     Group,
     GroupTarget,
+    Mode,
     NetworkTarget,
     Policy,
     Protocol,
@@ -200,6 +201,7 @@ class _Compiler:
         self._default = default
         self._refuse = f"goto {refusal_chain(direction)}"
         self._names = self._egress and has_names(policy)
+        self._reports = self._egress and policy.mode is Mode.REPORT
         #: The peer's side of the packet.
         self._side = "daddr" if self._egress else "saddr"
         self._rules = [
@@ -218,15 +220,34 @@ class _Compiler:
             verdict = f"goto {self._floor_name(group)}" if rules else self._refuse
             entry += [f"{match} {verdict}" for match in self._floor_match(group)]
         entry += [f"{match} {self._refuse}" for match in self._set("unroutable")]
-        for index, rule in self._rules:
+        for index, rule in self._rules if not self._reports else ():
             entry += self._rule(index, rule)
+        if self._reports:
+            entry += self._told()
         allowed = self._default is Action.ALLOW
         entry.append(self._pass(forwarded=True) if allowed else self._refuse)
         return [*opened, *_by_family(self._entry, entry)]
 
     def _first(self) -> list[str]:
         """What comes before all rules: past the gateway there are no name services."""
+        if self._reports:
+            return [f"meta l4proto {{ tcp, udp }} th dport {DNS_PORT} counter {self._refuse}"]
         return [f"{_NAME_SERVICES} counter {self._refuse}"] if self._names else []
+
+    def _told(self) -> list[str]:
+        """In report mode everything above the floor passes: TCP by the gateway, which tells."""
+        return [
+            f"meta l4proto tcp counter {self._refuse}",
+            *(
+                f"{family} {match}update @seen{word}{v} {{ {ip} saddr . {ip} daddr . {service} }} "
+                "goto leave"
+                for family, ip, v in ((_IPV4_ONLY, "ip", 4), (_IPV6_ONLY, "ip6", 6))
+                for match, word, service in (
+                    ("meta l4proto udp ", "", "th dport"),
+                    ("", "_other", "meta l4proto"),
+                )
+            ),
+        ]
 
     def _floor_name(self, group: Group) -> str:
         return f"{self._entry}-{group.value}"
@@ -386,12 +407,16 @@ class _RelayCompiler(_Compiler):
         super().__init__(name, policy, direction, default)
         self._entry = f"{name}-relay"
         self._refuse = "return"
-        last = max(i for i, rule in self._rules if isinstance(rule.target, DomainTarget))
+        named = [index for index, rule in self._rules if isinstance(rule.target, DomainTarget)]
+        last = max(named, default=-1)
         self._rules = [(index, rule) for index, rule in self._rules if index <= last]
         self._default = Action.DENY
 
     def _first(self) -> list[str]:
         return [TO_RESOLVER, "meta l4proto != tcp return"]
+
+    def _told(self) -> list[str]:
+        return [f"meta l4proto tcp {TO_RELAY}"]
 
     def _pass(self, *, forwarded: bool) -> str:  # noqa: ARG002
         return "return"
