@@ -181,7 +181,7 @@ def test_errors_are_the_same_by_http_and_in_process(client: Client, tmp_path: Pa
             lambda: guestnet.attach("vm-2", policy="allow@dns,alow@any"),
             lambda: guestnet.attach("vm-2", mtu=3),
             lambda: guestnet.attach("vm-2", netns="/nowhere"),
-            lambda: guestnet.explain("vm-1", "tcp", "nonsense", 1),
+            lambda: guestnet.explain("vm-1", "tcp", "no sense", 1),
             lambda: guestnet.explain("vm-1", "smtp", "1.1.1.1"),
         ):
             with pytest.raises(errors.GuestnetError) as caught:

@@ -105,8 +105,8 @@ def test_a_suggestion_denies_nothing_of_what_was_seen(
             policy, Direction.EGRESS, flow.protocol, flow.address, flow.port, PLACES, name
         )
         assert verdict.allowed, (flow, str(policy))
-    for name in (*questions, *(flow.name for flow in flows if flow.name)):
-        assert decide_question(policy, name).allowed
+    for asked in (*questions, *(flow.name for flow in flows if flow.name)):
+        assert decide_question(policy, asked).allowed
 
 
 @given(st.lists(seen_flows(), max_size=12), seen_flows())

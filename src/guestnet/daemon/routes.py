@@ -9,7 +9,6 @@ path, which clients and proxies are free to rewrite.
 from __future__ import annotations
 
 import asyncio
-import queue
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Annotated, Any
 
@@ -190,16 +189,17 @@ class Routes:
         return StreamingResponse(self._events(guest), media_type="text/event-stream")
 
     async def _events(self, guest: str | None) -> AsyncIterator[str]:
-        with self._host.watching() as decisions:
+        watch = self._host.watch(guest)
+        try:
             yield ": watching\n\n"
             while not self._stopping():
-                try:
-                    decision = decisions.get_nowait()
-                except queue.Empty:
+                decision = watch.poll()
+                if decision is None:
                     await asyncio.sleep(WATCH_POLL_S)
-                    continue
-                if guest in (None, decision.guest):
+                else:
                     yield f"data: {decision.model_dump_json(exclude_defaults=True)}\n\n"
+        finally:
+            watch.close()
 
     def check_policy(self, request: bodies.PolicyText) -> Response:
         """A policy's canonical text, and remarks on rules that cannot do what they say."""

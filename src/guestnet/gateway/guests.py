@@ -41,6 +41,8 @@ class Guest:
     egress: tuple[str, ...]
     #: Names of our own that it finds.
     local: LocalRecords
+    #: `sequence` of the order that told of it last.
+    told: int = 0
     #: Flows that are relayed for it now, by any handle of theirs.
     flows: set[object] = field(default_factory=set)
     #: Its questions that wait for an upstream.
@@ -75,7 +77,7 @@ class Guests:
             self._by_id[order.guest] = known
             for address in order.addresses:
                 self._by_address[address] = known
-        known.gateways, known.policy = order.gateways, policy
+        known.gateways, known.policy, known.told = order.gateways, policy, order.sequence
         known.upstreams, known.egress = order.upstreams, order.egress
         known.local = LocalRecords({HOST_ALIAS: order.gateways})
         return known

@@ -95,6 +95,8 @@ class AddPins(Message):
     kind: Literal["add-pins"] = "add-pins"
     sequence: int
     guest: str
+    #: `sequence` of the `SetGuest` whose policy the rules are counted in.
+    told: int
     pins: Annotated[tuple[tuple[int, Address], ...], Field(max_length=256)]
     ttl_s: Annotated[int, Field(ge=1, le=86400)]
 

@@ -31,6 +31,7 @@ from ..flow import NotHello, NotHttp, Reactor, Relay, Timer, read_client_hello, 
 from ..flow.relay import Ended, Flow
 from ..model import Decision
 from ..policy import (
+    NAME_SERVICES,
     REPORTED,
     Action,
     FlowName,
@@ -38,6 +39,7 @@ from ..policy import (
     Protocol,
     Verdict,
     canonical_name,
+    has_names,
     needs_name,
 )
 from .guests import Guest, Guests, is_allowed

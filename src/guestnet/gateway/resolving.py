@@ -324,7 +324,11 @@ class Resolving:
         self._pinning[number] = (lambda: reply(wire), self._reactor.call_later(PIN_WAIT_S, late))
         longest = max(until for _address, until in addresses) - now
         ttl_s = max(1, min(86400, int(longest + GRACE_S)))
-        self._send(AddPins(sequence=number, guest=guest.id, pins=tuple(pins), ttl_s=ttl_s))
+        self._send(
+            AddPins(
+                sequence=number, guest=guest.id, told=guest.told, pins=tuple(pins), ttl_s=ttl_s
+            )
+        )
 
     def _kernel_pins(
         self, guest: Guest, name: str, addresses: list[tuple[Address, float]]

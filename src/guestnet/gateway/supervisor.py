@@ -106,6 +106,9 @@ class Gateway:
                 upstreams=tuple(upstreams),
                 egress=tuple(egress),
             )
+            known = self._guests.get(attachment.guest)
+            if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:
+                return  # told before, and nothing about it is new
             self._guests[attachment.guest] = order
         self._tell(order)
 
@@ -222,13 +225,16 @@ class Gateway:
                 cwd="/",
             )
             theirs.close()
-            with self._lock:
-                self._process, self._control = process, ours
-                if self._stopping:
-                    process.kill()
-                known = [*([self._places] if self._places else []), *self._guests.values()]
-            for message in known:
-                self._send(message)
+            # What is known goes first: an order given meanwhile must not be followed by its
+            # predecessor.
+            with self._sending, suppress(OSError):
+                with self._lock:
+                    self._process, self._control = process, ours
+                    if self._stopping:
+                        process.kill()
+                    known = [*([self._places] if self._places else []), *self._guests.values()]
+                for message in known:
+                    ours.sendall(line(message))
             for text in _lines(ours):
                 self._hear(text)
 
@@ -254,7 +260,8 @@ class Gateway:
                     self._lock.notify_all()
             case AddPins():
                 guest = self._guests.get(report.guest)
-                if guest is not None:
+                # Under a policy that was replaced meanwhile they mean nothing any more.
+                if guest is not None and guest.sequence == report.told:
                     try:
                         self._add_pins(report, guest)
                     except HostError as error:

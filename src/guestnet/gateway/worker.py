@@ -67,6 +67,8 @@ class Worker:
     def run(self, uid: int, gid: int) -> None:
         """Give up rights and work until the daemon closes the control socket."""
         self.send(Ready(confinement=confine(uid, gid)))
+        # Who has waited at the doors since a former gateway ended must meet one that knows it.
+        self._on_control(select.EPOLLIN)
         self.reactor.run()
 
     def _expire(self) -> None:

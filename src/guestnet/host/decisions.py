@@ -10,8 +10,8 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ FILES_KEPT = 4
 RECENT = 1000
 #: Decisions waiting for one watcher; a slower one misses some, and is told so by `omitted`.
 QUEUE = 10_000
+#: How long a watcher may go on after it was closed, if its queue was full.
+POLL_S = 0.5
 
 
 @dataclass(slots=True)
@@ -36,6 +38,43 @@ class _Share:
     second: int = 0
     told: int = 0
     omitted: int = 0
+
+
+class Watch(Iterator[Decision]):
+    """Decisions as they are taken. Closing it ends the iteration, from any thread."""
+
+    def __init__(self, guest: str | None, leave: Callable[[Watch], None]) -> None:
+        self._guest = guest
+        self._leave = leave
+        self._waiting: queue.Queue[Decision | None] = queue.Queue(QUEUE)
+        self._closed = False
+
+    def tell(self, decision: Decision) -> None:
+        """Hand over a decision; one too many is left out."""
+        if self._guest in (None, decision.guest):
+            with suppress(queue.Full):
+                self._waiting.put_nowait(decision)
+
+    def poll(self) -> Decision | None:
+        """The next decision, if there is one already."""
+        with suppress(queue.Empty):
+            return self._waiting.get_nowait()
+        return None
+
+    def __next__(self) -> Decision:
+        while not self._closed:
+            with suppress(queue.Empty):
+                decision = self._waiting.get(timeout=POLL_S)
+                if decision is not None:
+                    return decision
+        raise StopIteration
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._closed = True
+        self._leave(self)
+        with suppress(queue.Full):
+            self._waiting.put_nowait(None)
 
 
 class Decisions:
@@ -47,7 +86,7 @@ class Decisions:
         self._lock = threading.Lock()
         self._recent: deque[Decision] = deque(maxlen=RECENT)
         self._shares: dict[str, _Share] = {}
-        self._watchers: list[queue.Queue[Decision]] = []
+        self._watchers: list[Watch] = []
         self._broken = False
 
     def take(self, decision: Decision) -> None:
@@ -66,9 +105,8 @@ class Decisions:
                 share.omitted = 0
             self._recent.append(decision)
             self._write(decision)
-            for watcher in self._watchers:
-                if not watcher.full():
-                    watcher.put_nowait(decision)
+            for watch in self._watchers:
+                watch.tell(decision)
 
     def forget(self, guest: str) -> None:
         """Forget a guest that is gone; what was told of it stays told."""
@@ -81,17 +119,24 @@ class Decisions:
         with self._lock:
             return [d for d in self._recent if guest in (None, d.guest)]
 
-    @contextmanager
-    def watching(self) -> Iterator[queue.Queue[Decision]]:
-        """Decisions from now on, as a queue."""
-        watcher: queue.Queue[Decision] = queue.Queue(QUEUE)
+    def watch(self, guest: str | None = None) -> Watch:
+        """Decisions from now on, of all guests or of one."""
+        watch = Watch(guest, self._leave)
         with self._lock:
-            self._watchers.append(watcher)
-        try:
-            yield watcher
-        finally:
-            with self._lock:
-                self._watchers.remove(watcher)
+            self._watchers.append(watch)
+        return watch
+
+    def close(self) -> None:
+        """End whoever watches."""
+        with self._lock:
+            watchers = list(self._watchers)
+        for watch in watchers:
+            watch.close()
+
+    def _leave(self, watch: Watch) -> None:
+        with self._lock:
+            if watch in self._watchers:
+                self._watchers.remove(watch)
 
     def _write(self, decision: Decision) -> None:
         text = decision.model_dump_json(exclude_defaults=True) + "\n"

@@ -65,8 +65,12 @@ class Explainer:
         protocol: Protocol | str,
         address: Address | str,
         port: int | None,
+        name: FlowName | None = None,
     ) -> Verdict:
-        """The verdict on a flow between `guest` and `address`."""
+        """The verdict on a flow between `guest` and `address`, which may be a name.
+
+        `name` is what a flow to an address goes by.
+        """
         attachment = self._ledger.attachment(guest)
         way = _word(Direction, "direction", direction)
         kind = _word(Protocol, "protocol", protocol)
@@ -80,7 +84,7 @@ class Explainer:
         if self._is_on_its_bridge(attachment, peer):
             return self._at_layer_2(attachment)
         places = self._places(attachment, peer)
-        verdict = decide(read_policy(attachment.policy), way, kind, peer, port, places)
+        verdict = decide(read_policy(attachment.policy), way, kind, peer, port, places, name)
         if verdict.allowed and kind is _FOREIGN_ICMP[peer.version]:
             return Verdict(
                 Action.DENY, None, "invalid", verdict.group,
@@ -124,15 +128,15 @@ class Explainer:
                 flows.append(SeenFlow(protocol, port or None, address, known))
         return suggest(flows, seen.questions(guest), suffixes=suffixes)
 
-    def allows(self, attachment: Attachment, flow: Tracked) -> bool:
-        """Whether a flow that connection tracking knows may go on."""
+    def allows(self, attachment: Attachment, flow: Tracked, name: FlowName | None) -> bool:
+        """Whether a flow that connection tracking knows, and goes by `name`, may go on."""
         own = {i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None}
         egress = flow.source in own
         peer = flow.destination if egress else flow.source
         direction = Direction.EGRESS if egress else Direction.INGRESS
         protocol = NUMBERED.get(flow.protocol, Protocol.ANY)
         port = flow.port if protocol in WITH_PORTS else None
-        return self.explain(attachment.guest, direction, protocol, peer, port).allowed
+        return self.explain(attachment.guest, direction, protocol, peer, port, name).allowed
 
     @staticmethod
     def _is_impostor(verdict: Verdict, peer: Address, places: Places) -> bool:

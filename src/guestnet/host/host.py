@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Self
 
 from ..address.derive import Placement
 from ..errors import ConfigError, ConflictError, HostError, PoolFullError
+from ..kernel.conntrack import Tracked
 from ..kernel.netns import netns_path
 from ..kernel.ownership import DirectoryLock
 from ..kernel.site import Site
@@ -33,11 +32,11 @@ from ..model import (
     Usage,
 )
 from ..plan import Admit, Exchange, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
-from ..policy import Direction, Policy, Protocol, Verdict, has_names, parse_policy
+from ..policy import Direction, FlowName, Policy, Protocol, Verdict, has_names, parse_policy
 from ..ruleset import Element, guest_elements, policy_id, refusal_elements
 from ..ruleset.names import DEVICE_PREFIX
 from ..store import Lease, LeaseState, SqliteStore, Store
-from .decisions import Decisions
+from .decisions import Decisions, Watch
 from .doctor import examine
 from .explain import Explainer
 from .ledger import Ledger, check_tap_is_free, read_policy
@@ -56,8 +55,6 @@ DEFAULT_STATE_DIR = Path("/var/lib/guestnet")
 DEFAULT_NETWORK = "default"
 #: Unused policies are deleted many at a time: each time the dispatch is written anew.
 UNUSED_POLICIES_KEPT = 64
-#: How long a watcher may go on after the host was closed.
-WATCH_POLL_S = 0.5
 
 
 class Host:
@@ -119,6 +116,7 @@ class Host:
         if self._closed:
             return
         self._closed = True
+        self._decisions.close()
         try:
             self._reaper.stop()
         finally:
@@ -361,6 +359,7 @@ class Host:
             try:
                 self._store.write([replace(lease, attachment=changed)])
                 self._relays.admit(changed, new)
+                names = self._relays.carry_pins(changed, old, new)
                 before = guest_elements(attachment, policy_id(old))
                 after = guest_elements(changed, policy_id(new))
                 self._site.perform([Exchange(_less(before, after), _less(after, before))])
@@ -371,16 +370,22 @@ class Host:
                 raise
             self._ledger.policies.drop(old)
             self._ledger.attached[guest] = replace(lease, attachment=changed)
-            self._cut_denied(changed)
+            self._cut_denied(changed, names)
         return changed
 
-    def _cut_denied(self, attachment: Attachment) -> None:
-        """End the forwarded flows that a guest's policy denies; the gateway sees to the others."""
+    def _cut_denied(self, attachment: Attachment, names: Mapping[Address, FlowName]) -> None:
+        """End the forwarded flows that a guest's policy denies; the gateway sees to the others.
+
+        `names` are those by which datagrams go to pinned addresses.
+        """
         explainer = Explainer(self._ledger, self._site)
         own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
-        self._site.forget_flows(
-            own, keep=lambda flow: flow.is_redirected or explainer.allows(attachment, flow)
-        )
+
+        def keep(flow: Tracked) -> bool:
+            name = names.get(flow.destination)
+            return flow.is_redirected or explainer.allows(attachment, flow, name)
+
+        self._site.forget_flows(own, keep)
 
     def _clear_away(self, leases: Sequence[Lease]) -> None:
         """What is left of detached guests: devices, flows, counters; then their slots are free.
@@ -483,18 +488,9 @@ class Host:
             explainer = Explainer(self._ledger, self._site)
             return str(explainer.suggest(attachment, self._decisions.seen, suffixes=suffixes))
 
-    def watching(self) -> AbstractContextManager[queue.Queue[Decision]]:
-        """Decisions from now on, in a queue that drops what nobody takes."""
-        return self._decisions.watching()
-
-    def watch(self, guest: str | None = None) -> Iterator[Decision]:
-        """Decisions from the first `next` on, until the host is closed or the iterator is."""
-        with self.watching() as decisions:
-            while not self._closed:
-                with suppress(queue.Empty):
-                    decision = decisions.get(timeout=WATCH_POLL_S)
-                    if guest in (None, decision.guest):
-                        yield decision
+    def watch(self, guest: str | None = None) -> Watch:
+        """Decisions from now on, as an iterator that ends when it or the host is closed."""
+        return self._decisions.watch(guest)
 
     def counters(self) -> dict[str, int]:
         """Packets refused and dropped on this machine so far, by `family/reason`."""

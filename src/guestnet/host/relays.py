@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
 
 from ..gateway import AddPins, Gateway, SetGuest
 from ..gateway.doorway import Doorway
@@ -15,9 +16,23 @@ from ..kernel.resolv import host_resolvers
 from ..kernel.site import Site
 from ..model import Attachment, Decision
 from ..plan import SetPlaces
-from ..policy import Action, DomainTarget, Group, Places, Policy, classify, has_names
+from ..policy import (
+    Action,
+    DomainTarget,
+    FlowName,
+    Group,
+    Places,
+    Policy,
+    Protocol,
+    classify,
+    has_names,
+)
 from ..ruleset import policy_id
 from .ledger import Ledger, read_policy
+
+Address = IPv4Address | IPv6Address
+#: How long pins that were carried over stand; a question in the meantime renews them.
+CARRIED_S = 300
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +59,28 @@ class Relays:
         gateway = self._started()
         self._tell_places(gateway)
         self._tell_guest(gateway, attachment)
+
+    def carry_pins(
+        self, attachment: Attachment, old: Policy, new: Policy
+    ) -> dict[Address, FlowName]:
+        """Let the pins of rules by name that both policies have stand for the new one too.
+
+        Datagrams that follow them go on; returns the addresses with the names they go by.
+        """
+        carried: dict[Address, FlowName] = {}
+        own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
+        for index, rule in enumerate(old.rules):
+            if not isinstance(rule.target, DomainTarget) or rule.protocols == (Protocol.TCP,):
+                continue
+            for place in (at for at, other in enumerate(new.rules) if other == rule):
+                for guest in own:
+                    peers = self._site.pinned(policy_id(old), index, guest)
+                    pins = [(place, guest, peer) for peer in peers]
+                    if pins:
+                        self._site.pin(policy_id(new), pins, CARRIED_S)
+                    name = FlowName(rule.target.name, verified=True)
+                    carried.update(dict.fromkeys(peers, name))
+        return carried
 
     def forget(self, guest: str) -> None:
         """End what is relayed for a guest."""

@@ -261,6 +261,8 @@ class Upkeep:
             self.reconcile()
             return
         if self._follow_egress():
+            # An uplink that appeared has settings of its own (accept_ra).
+            self._enable_forwarding()
             around = self._site.surroundings()
             self._site.perform([SetPlaces(self._ledger.places(around.addresses))])
         self.accept_in_foreign_filters()

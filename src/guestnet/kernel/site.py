@@ -264,6 +264,16 @@ class Site:
         with self._lock:
             self._nft.run("\n".join(lines) + "\n", about=f"pins of {policy}")
 
+    def pinned(self, policy: str, rule: int, guest: Address) -> list[Address]:
+        """Peers that a guest's packets may follow a rule by name to."""
+        size = len(guest.packed)
+        with self._lock:
+            return [
+                ip_address(each.key[size:])
+                for each in self._nft.elements(Family.INET, pins_set(policy, rule, guest.version))
+                if each.key[:size] == guest.packed
+            ]
+
     def seen(self, guest: Address) -> list[tuple[Address, int, int]]:
         """What a guest in report mode sent beside TCP: (peer, IP protocol, port or 0)."""
         found: list[tuple[Address, int, int]] = []
