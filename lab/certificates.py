@@ -66,7 +66,8 @@ def _make(directory: Path, servers: Sequence[Server]) -> None:
         *("-addext", "keyUsage=critical,keyCertSign,cRLSign"),
     )
     for server in servers:
-        names = [f"DNS:{server.name}", *(f"IP:{address}" for address in server.addresses)]
+        names = [f"DNS:{name}" for name in server.names]
+        names += [f"IP:{address}" for address in server.addresses]
         key, certificate = directory / f"{server.label}.key", directory / f"{server.label}.crt"
         _openssl(
             *(*common, "-keyout", key, "-out", certificate),

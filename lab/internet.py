@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Self
 
 from . import processes
-from .addresses import RESOLVER, SERVERS, Server
+from .addresses import REBINDING, RESOLVER, SERVERS, Server
 from .certificates import Certificates
 from .netns import Namespace
 from .servers import Arrival
 
 #: Seconds for an interpreter to start and some 70 sockets to open, on a loaded machine.
 START_TIMEOUT_S = 20.0
+#: What the lab's resolver knows.
+ZONE = {name: server.addresses for server in SERVERS for name in server.names} | REBINDING
 
 
 class Servers:
@@ -82,7 +84,7 @@ class Servers:
     ) -> subprocess.Popen[bytes]:
         config = {
             "log": str(self._log),
-            "zone": {server.name: [str(a) for a in server.addresses] for server in SERVERS},
+            "zone": {name: [str(a) for a in addresses] for name, addresses in ZONE.items()},
             "servers": [
                 {
                     "label": server.label,

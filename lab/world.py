@@ -11,9 +11,11 @@ site without masquerade is never answered.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Self
 
 from .addresses import (
+    LIAR,
     RESOLVER,
     ROUTER_IPV4,
     ROUTER_IPV6,
@@ -26,6 +28,7 @@ from .addresses import (
 from .capture import Capture
 from .certificates import Certificates, certificates
 from .internet import Servers
+from .liar import Liar
 from .netns import Namespace, veth
 from .servers import Arrival
 
@@ -58,9 +61,16 @@ class World:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add_guest(self, label: str = "guest") -> Namespace:
-        """One more empty namespace, gone with the world."""
-        return self._stack.enter_context(Namespace(label))
+    def add_guest(self, label: str = "guest", *, nameservers: Sequence[str] = ()) -> Namespace:
+        """One more empty namespace, gone with the world; its programs ask `nameservers`."""
+        return self._stack.enter_context(Namespace(label, nameservers=nameservers))
+
+    def lie(self) -> Liar:
+        """Start the lying resolver at `LIAR`'s addresses; it ends with the world."""
+        self.internet.ip(
+            *(f"address add {a}/{a.max_prefixlen} dev lo" for a in LIAR.addresses),
+        )
+        return self._stack.enter_context(Liar(self.internet))
 
     def serve(self, namespace: Namespace, server: Server) -> Servers:
         """Play a server elsewhere, as on the site itself; its addresses must be there already."""

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lab import leaks, netns
 
-# No deadlines: the machine is shared. In CI the examples are the same each time, so that a change is
-# refused for what it changed; elsewhere they are new ones each time.
+# No deadlines: the machine is shared. In CI the examples are the same each time, so that a change
+# is refused for what it changed; elsewhere they are new ones each time.
 settings.register_profile("everywhere", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "everywhere")

@@ -8,16 +8,21 @@ import sys
 import textwrap
 
 from .. import leaks, netns
-from . import attach, forward, policy
+from . import attach, forward, policy, questions, relay
 
 _WHAT = """
 attach    attach and detach, traffic cut, all guests detached, restart and memory,
           beside the recipe of four `ip` processes (--guests 1,1000,10000)
 forward   throughput and new connections through a policy of 100 rules,
           beside plain kernel masquerade (--guests 1,1000)
+relay     throughput, connections, latency, memory and fairness of flows relayed by name,
+          beside plain NAT, slirp4netns and pasta
+dns       the resolver's answers a second and their latency, beside dnsmasq
 """
 #: The pool of the default network holds a quarter of a million; a benchmark need not.
 GUESTS_MOST = 50_000
+#: A machine that others use is not loaded for longer at a time.
+SECONDS_MOST = 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if options.bench == "attach":
         attach.run(options.guests, options.samples, profile=options.profile, say=_say, note=_note)
-    else:
+    elif options.bench == "forward":
         forward.run(
             options.guests,
             rounds=options.rounds,
@@ -44,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
             say=_say,
             note=_note,
         )
+    else:
+        bench = relay.run if options.bench == "relay" else questions.run
+        bench(rounds=options.rounds, seconds=options.seconds, say=_say, note=_note)
     return 0
 
 
@@ -64,7 +72,20 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--seconds", type=float, default=forward.SECONDS, help="each side of a round")
     two.add_argument("--rules", type=_count, default=policy.RULES, help="of each policy")
     two.add_argument("--policies", type=_count, default=1, help="distinct ones among the guests")
+    three = benches.add_parser("relay", help="flows that the gateway relays by name")
+    three.add_argument("--rounds", type=_count, default=relay.ROUNDS)
+    three.add_argument("--seconds", type=_seconds, default=relay.SECONDS, help="of each figure")
+    four = benches.add_parser("dns", help="questions that the gateway answers")
+    four.add_argument("--rounds", type=_count, default=questions.ROUNDS)
+    four.add_argument("--seconds", type=_seconds, default=questions.SECONDS, help="of each figure")
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= SECONDS_MOST:
+        raise argparse.ArgumentTypeError(f"more than 0, and at most {SECONDS_MOST:g} s")
+    return seconds
 
 
 def _sizes(text: str) -> list[int]:

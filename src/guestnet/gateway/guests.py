@@ -99,6 +99,10 @@ class Guests:
         """A guest by its id."""
         return self._by_id.get(guest)
 
+    def all(self) -> list[Guest]:
+        """Every guest."""
+        return list(self._by_id.values())
+
     # -- deciding ----------------------------------------------------------------------------
 
     def places(self, guest: Guest) -> Places:

@@ -325,9 +325,7 @@ class Resolving:
         longest = max(until for _address, until in addresses) - now
         ttl_s = max(1, min(86400, int(longest + GRACE_S)))
         self._send(
-            AddPins(
-                sequence=number, guest=guest.id, told=guest.told, pins=tuple(pins), ttl_s=ttl_s
-            )
+            AddPins(sequence=number, guest=guest.id, told=guest.told, pins=tuple(pins), ttl_s=ttl_s)
         )
 
     def _kernel_pins(

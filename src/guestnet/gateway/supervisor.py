@@ -45,6 +45,8 @@ ORDER_TIMEOUT_S = 5.0
 SHORT_LIFE_S = 10.0
 PAUSE_S = 0.1
 PAUSE_MAX_S = 10.0
+#: How long it may take to reset its flows when it is told to end.
+LAST_WORD_S = 1.0
 #: nobody: owns nothing on a machine.
 UID = GID = 65534
 
@@ -145,9 +147,9 @@ class Gateway:
         with self._lock:
             self._stopping = True
             self._lock.notify_all()
-            process = self._process
-            if process is not None:
-                process.kill()
+            if self._control is not None:
+                with suppress(OSError):  # its end, which it hears, and so does the thread
+                    self._control.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._doorway.close()
 
@@ -245,6 +247,9 @@ class Gateway:
             self._done = self._sequence
             self._lock.notify_all()
         if process is not None:
+            if self._stopping:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LAST_WORD_S)
             process.kill()
             process.wait()
 

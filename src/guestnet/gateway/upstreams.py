@@ -96,9 +96,11 @@ class Query:
         self._reactor.add(self._socket.fileno(), handler, events)
 
     def _on_datagram(self, _events: int) -> None:
-        while self._socket is not None:
+        # What was read may have led to another socket, which has a handler of its own.
+        asked = self._socket
+        while asked is not None and self._socket is asked:
             try:
-                data = self._socket.recv(_MAX_UDP)
+                data = asked.recv(_MAX_UDP)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -113,8 +115,9 @@ class Query:
             if events & select.EPOLLOUT and not self._heard:
                 self._socket.send(struct.pack(">H", len(self._asked)) + self._asked)
                 self._reactor.modify(self._socket.fileno(), select.EPOLLIN)
-            while self._socket is not None:
-                data = self._socket.recv(65536)
+            asked = self._socket
+            while self._socket is asked:
+                data = asked.recv(65536)
                 if not data:
                     self._next("closed the connection")
                     return

@@ -8,6 +8,7 @@ import select
 import socket
 from collections import deque
 from contextlib import suppress
+from typing import NoReturn
 
 from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
@@ -89,12 +90,23 @@ class Worker:
             except OSError:
                 data = b""
             if not data:
-                os._exit(0)  # the daemon is gone: so is everybody who could order anything
+                self._leave()
             *whole, self._heard = (self._heard + data).split(b"\n")
             for text in whole:
                 self._obey(text)
             if len(self._heard) > MAX_LINE_BYTES:
                 os._exit(1)
+
+    def _leave(self) -> NoReturn:
+        """The daemon is done, and nobody else could order anything.
+
+        Flows are reset: the end of a process alone would close them in order, and half a download
+        would look whole.
+        """
+        self._writing = True  # nobody reads what would be told
+        for guest in self.guests.all():
+            self.relaying.end_all(guest)
+        os._exit(0)
 
     def _obey(self, text: bytes) -> None:
         order = read_order(text)

@@ -368,6 +368,7 @@ class Host:
                 self._store.write([lease])
                 self._relays.admit(attachment, old)
                 raise
+            self._upkeep.unpin([attachment])
             self._ledger.policies.drop(old)
             self._ledger.attached[guest] = replace(lease, attachment=changed)
             self._cut_denied(changed, names)
@@ -397,6 +398,7 @@ class Host:
         interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
         self._site.forget_flows([interface.ip for interface in interfaces])
         self._site.forget_refusals([e for a in attachments for e in refusal_elements(a)])
+        self._upkeep.unpin(attachments)
         with self._lock:
             self._release(leases)
             if self._ledger.policies.unused >= UNUSED_POLICIES_KEPT:

@@ -14,7 +14,7 @@ from ..errors import ConflictError, NotFoundError
 from ..kernel.netns import netns_path
 from ..model import Attachment, Topology
 from ..plan import Desired, GuestDevice, bridge_device, guest_device
-from ..policy import Policy, parse_policy
+from ..policy import DomainTarget, Policy, Protocol, parse_policy
 from ..ruleset import (
     FINGERPRINT,
     Doors,
@@ -38,6 +38,16 @@ Address = IPv4Address | IPv6Address
 def read_policy(text: str) -> Policy:
     """The policy of a canonical text; guests share few."""
     return parse_policy(text)
+
+
+@lru_cache(maxsize=1024)
+def pinning_rules(text: str) -> tuple[int, ...]:
+    """Rules by name of a policy's canonical text that are about more than TCP."""
+    return tuple(
+        index
+        for index, rule in enumerate(read_policy(text).rules)
+        if isinstance(rule.target, DomainTarget) and rule.protocols != (Protocol.TCP,)
+    )
 
 
 class InstalledPolicies:

@@ -23,12 +23,11 @@ from ..policy import (
     Group,
     Places,
     Policy,
-    Protocol,
     classify,
     has_names,
 )
 from ..ruleset import policy_id
-from .ledger import Ledger, read_policy
+from .ledger import Ledger, pinning_rules, read_policy
 
 Address = IPv4Address | IPv6Address
 #: How long pins that were carried over stand; a question in the meantime renews them.
@@ -69,8 +68,9 @@ class Relays:
         """
         carried: dict[Address, FlowName] = {}
         own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
-        for index, rule in enumerate(old.rules):
-            if not isinstance(rule.target, DomainTarget) or rule.protocols == (Protocol.TCP,):
+        for index in pinning_rules(str(old)):
+            rule = old.rules[index]
+            if not isinstance(rule.target, DomainTarget):
                 continue
             for place in (at for at, other in enumerate(new.rules) if other == rule):
                 for guest in own:

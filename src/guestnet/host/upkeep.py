@@ -14,11 +14,11 @@ from typing import Any
 from ..errors import ConfigError, ConflictError, GuestnetError
 from ..kernel.resolv import host_resolvers
 from ..kernel.site import Site
-from ..model import NetworkSpec, Repairs
+from ..model import Attachment, NetworkSpec, Repairs
 from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, Step, repair
 from ..ruleset import FINGERPRINT, guest_elements, policy_id, refusal_elements
 from ..store import Lease, LeaseState, NetworkRecord, Store
-from .ledger import Ledger, read_policy
+from .ledger import Ledger, pinning_rules, read_policy
 from .network import LiveNetwork
 from .placing import Placer
 
@@ -102,6 +102,7 @@ class Upkeep:
         interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
         self._site.forget_flows([interface.ip for interface in interfaces])
         self._site.forget_refusals([e for a in attachments for e in refusal_elements(a)])
+        self.unpin(attachments)
         self._store.write(
             replace(lease, state=LeaseState.RELEASED, changed_at=now, attachment=None)
             for lease in gone
@@ -109,6 +110,14 @@ class Upkeep:
         for lease in gone:
             logger.info("guest %r: its interrupted %s was undone", lease.guest, lease.state)
             self._ledger.released(lease, now)
+
+    def unpin(self, attachments: Iterable[Attachment]) -> None:
+        """Forget which addresses guests were led to: who has theirs next has asked nothing."""
+        for each in attachments:
+            rules = pinning_rules(each.policy)
+            if rules:
+                own = [i.ip for i in (each.ipv4, each.ipv6) if i is not None]
+                self._site.unpin(policy_id(read_policy(each.policy)), rules, own)
 
     def _enter(self, record: NetworkRecord) -> LiveNetwork:
         network = LiveNetwork(record.number, record.spec)

@@ -264,6 +264,19 @@ class Site:
         with self._lock:
             self._nft.run("\n".join(lines) + "\n", about=f"pins of {policy}")
 
+    def unpin(self, policy: str, rules: Iterable[int], guests: Collection[Address]) -> None:
+        """Take guests' pins under rules of a policy away: the next holder has asked nothing."""
+        with self._lock:
+            for rule in rules:
+                for guest in guests:
+                    name = pins_set(policy, rule, guest.version)
+                    key = guest.packed
+                    gone = [
+                        e for e in self._nft.elements(Family.INET, name) if e.key[: len(key)] == key
+                    ]
+                    if gone:
+                        self._nft.change(remove=gone)
+
     def pinned(self, policy: str, rule: int, guest: Address) -> list[Address]:
         """Peers that a guest's packets may follow a rule by name to."""
         size = len(guest.packed)

@@ -1,0 +1,684 @@
+"""The gateway as a process: policies that change under open flows, its death, its end, its rights.
+
+Each test has a world and a host of its own. Times are printed; what is asserted of them is loose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from guestnet.host import Host
+from guestnet.model import Attachment
+from lab import processes
+from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, SITE_IPV4, SITE_IPV6
+from lab.caller import Caller, request
+from lab.servers import BANNER, ECHO
+from lab.world import World
+
+# The tests are no package; only mypy knows them as one.
+if TYPE_CHECKING:
+    from .hostile import Answer, Door, assert_none_open, assert_open, knock, received
+else:
+    from hostile import Answer, Door, assert_none_open, assert_open, knock, received
+
+pytestmark = pytest.mark.root
+
+Address = IPv4Address | IPv6Address
+T = TypeVar("T")
+
+PATIENCE_S = 30.0
+#: After this no byte may come any more; what is measured is some milliseconds.
+CUT_S = 1.0
+NAME = ALLOWED.name
+WEB = f"allow@{NAME}:tcp:80+443"
+PAST = f"allow@{FORBIDDEN.ipv4},allow@[{FORBIDDEN.ipv6}]"
+#: By name through the gateway, and past it what an earlier rule allows by address.
+BOTH_WAYS = f"{PAST},{WEB}"
+ENDLESS = "/bytes/1073741824"
+BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+#: A port of our own on the lab's internet.
+PORT = 9000
+MEGABYTES = 20
+
+
+class Scene:
+    """A host with one guest."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        self.world, self.host = world, host
+        self.guest = Caller(world.guest)
+        self.others: dict[str, Caller] = {}
+
+    def attach(self, policy: str, guest: str = "vm") -> Attachment:
+        namespace = self.world.guest if guest == "vm" else self.world.add_guest(guest)
+        self.others[guest] = Caller(namespace)
+        return self.host.attach(guest, netns=namespace.path, policy=policy)
+
+    @property
+    def pid(self) -> int:
+        """The gateway's process, as soon as there is one."""
+        gateway = self.host._relays.gateway
+        assert gateway is not None
+        return eventually(lambda: gateway.pid)
+
+    @property
+    def crashes(self) -> int:
+        gateway = self.host._relays.gateway
+        assert gateway is not None
+        return gateway.crashes
+
+    def fetches(self, version: int = 4) -> bool:
+        """Whether the named server can be fetched from now."""
+        try:
+            return bool(self.guest.http(of(ALLOWED, version), NAME)["server"] == "allowed")
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def scene(world: World, host: Host) -> Iterator[Scene]:
+    host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
+    yield Scene(world, host)
+    host.close()  # before the test is asked what it left behind
+
+
+def of(server: object, version: int) -> Address:
+    found: Address = getattr(server, f"ipv{version}")
+    return found
+
+
+def eventually(found: Callable[[], T | None]) -> T:
+    """What `found` returns as soon as it is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+    return result
+
+
+class Download:
+    """An endless download, read by a thread that notes when the last byte came and how it ended."""
+
+    def __init__(self, guest: Caller, address: Address, name: str) -> None:
+        self._stream = guest.connect(address, 80)
+        self._stream.sendall(request(name, ENDLESS))
+        self.bytes = 0
+        self.last_at = time.monotonic()
+        self.error: OSError | None = None
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        eventually(lambda: self.bytes > 1_000_000)
+
+    def _read(self) -> None:
+        try:
+            # Not as fast as it comes: two cores have more to do.
+            while data := self._stream.recv(1 << 16):
+                self.bytes += len(data)
+                self.last_at = time.monotonic()
+                time.sleep(0.0005)
+        except OSError as error:
+            self.error = error
+        self.ended.set()
+
+    def assert_runs(self) -> None:
+        before = self.bytes
+        eventually(lambda: self.bytes > before + 1_000_000)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE_S)
+        self._stream.close()
+
+
+@contextlib.contextmanager
+def downloading(guest: Caller, address: Address, name: str) -> Iterator[Download]:
+    made = Download(guest, address, name)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    with pytest.raises((ConnectionResetError, ConnectionRefusedError, BrokenPipeError)):
+        yield
+
+
+@contextlib.contextmanager
+def listening(world: World, version: int) -> Iterator[socket.socket]:
+    """A server of the test's own at ALLOWED's address."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with world.internet.enter():
+        listener = socket.create_server((str(of(ALLOWED, version)), PORT), family=family)
+    listener.settimeout(PATIENCE_S)
+    with listener:
+        yield listener
+
+
+def in_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+# -- another policy ----------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_relayed_download_that_is_denied_stops(scene: Scene, version: int) -> None:
+    scene.attach(BOTH_WAYS)
+    with (
+        downloading(scene.guest, of(ALLOWED, version), NAME) as relayed,
+        downloading(scene.guest, of(FORBIDDEN, version), "lab") as forwarded,
+    ):
+        began = time.monotonic()
+        scene.host.set_policy("vm", f"{PAST},allow@pkg.test")
+        returned = time.monotonic()
+        assert relayed.ended.wait(PATIENCE_S)
+        print(
+            f"set_policy took {(returned - began) * 1000:.1f} ms, "
+            f"last byte {(relayed.last_at - returned) * 1000:.1f} ms after it"
+        )
+        assert isinstance(relayed.error, ConnectionResetError)
+        assert relayed.last_at < returned + CUT_S
+        forwarded.assert_runs()
+    with refused():
+        scene.guest.http(of(ALLOWED, version), NAME)
+
+
+@BOTH
+def test_a_forwarded_download_that_is_denied_stops(scene: Scene, version: int) -> None:
+    scene.attach(BOTH_WAYS)
+    with (
+        downloading(scene.guest, of(ALLOWED, version), NAME) as relayed,
+        downloading(scene.guest, of(FORBIDDEN, version), "lab") as forwarded,
+    ):
+        began = time.monotonic()
+        scene.host.set_policy("vm", WEB)
+        returned = time.monotonic()
+        time.sleep(CUT_S)
+        before = forwarded.bytes
+        time.sleep(CUT_S)
+        assert forwarded.bytes == before
+        print(
+            f"set_policy took {(returned - began) * 1000:.1f} ms, "
+            f"last byte {(forwarded.last_at - returned) * 1000:.1f} ms after it"
+        )
+        assert forwarded.last_at < returned + CUT_S
+        relayed.assert_runs()
+
+
+def test_a_policy_without_names_ends_what_it_denies_and_nothing_else(scene: Scene) -> None:
+    scene.attach(BOTH_WAYS)
+    with downloading(scene.guest, of(ALLOWED, 4), NAME) as relayed:
+        scene.host.set_policy("vm", "public")
+        relayed.assert_runs()
+        scene.host.set_policy("vm", "none")
+        assert relayed.ended.wait(PATIENCE_S)
+        assert isinstance(relayed.error, ConnectionResetError)
+
+
+def test_from_addresses_to_names_and_back(scene: Scene) -> None:
+    """The gateway begins in the middle of a guest's life."""
+    scene.attach("public")
+    assert scene.host._relays.gateway is None
+    address = of(ALLOWED, 4)
+    assert scene.guest.http(address, "anything.test")["server"] == "allowed"
+    scene.host.set_policy("vm", WEB)
+    assert scene.guest.http(address, NAME)["server"] == "allowed"
+    with refused():
+        scene.guest.http(address, "anything.test")
+    scene.host.set_policy("vm", "public")
+    assert scene.guest.http(address, "anything.test")["server"] == "allowed"
+
+
+@BOTH
+def test_datagrams_by_name_go_on_under_a_policy_that_allows_them(
+    scene: Scene, version: int
+) -> None:
+    scene.attach(f"allow@{NAME}:udp:{ECHO}")
+    address = of(ALLOWED, version)
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    door = Door("udp", address, ECHO)
+    assert_open(scene.guest.namespace, [door])
+    scene.host.set_policy("vm", f"allow@pkg.test,allow@{NAME}:udp:{ECHO}")
+    assert_open(scene.guest.namespace, [door])
+    scene.host.set_policy("vm", "allow@pkg.test")
+    assert knock(scene.guest.namespace, [door])[door].answer is Answer.SILENT
+
+
+def test_policies_that_change_while_the_guest_asks(scene: Scene) -> None:
+    """Pins that were reported under the former policy concern nobody but their guest."""
+    policies = [f"allow@{NAME}:udp:{ECHO}", f"deny@pkg.test:tcp:1,allow@{NAME}:udp:{ECHO},{WEB}"]
+    policies += [WEB, f"allow@{FORBIDDEN.ipv4},allow@*.example.test"]
+    scene.attach(policies[0])
+    pid, stop = scene.pid, threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(Exception):
+                scene.guest.ask(NAME, timeout_s=1)
+
+    askers = [in_thread(ask) for _ in range(2)]
+    for turn in range(32):
+        scene.host.set_policy("vm", policies[turn % len(policies)])
+    stop.set()
+    for asker in askers:
+        asker.join(PATIENCE_S)
+    assert scene.crashes == 0
+    assert scene.pid == pid
+
+
+# -- death -------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_gateway_that_dies_is_replaced(scene: Scene, version: int) -> None:
+    scene.attach(BOTH_WAYS)
+    with (
+        downloading(scene.guest, of(ALLOWED, version), NAME) as relayed,
+        downloading(scene.guest, of(FORBIDDEN, version), "lab") as forwarded,
+    ):
+        former = scene.pid
+        os.kill(former, signal.SIGKILL)
+        killed = time.monotonic()
+        assert relayed.ended.wait(PATIENCE_S)
+        eventually(lambda: scene.fetches(version))
+        print(f"fetched again {time.monotonic() - killed:.2f} s after it was killed")
+        forwarded.assert_runs()
+        assert scene.crashes == 1
+        assert scene.pid != former
+    assert scene.guest.addresses(NAME) == [str(ALLOWED.ipv4)]
+
+
+def test_what_arrives_while_there_is_no_gateway_waits_for_the_next(scene: Scene) -> None:
+    scene.attach(WEB)
+    former = scene.pid
+    os.kill(former, signal.SIGKILL)
+    eventually(lambda: processes.start_time(former) is None)
+    began = time.monotonic()
+    assert scene.guest.http(of(ALLOWED, 4), NAME)["server"] == "allowed"
+    print(f"waited {time.monotonic() - began:.2f} s")
+    assert scene.crashes == 1
+
+
+def test_questions_wait_as_well(scene: Scene) -> None:
+    scene.attach(WEB)
+    former = scene.pid
+    os.kill(former, signal.SIGKILL)
+    eventually(lambda: processes.start_time(former) is None)
+    assert scene.guest.addresses(NAME) == [str(ALLOWED.ipv4)]
+    os.kill(scene.pid, signal.SIGKILL)
+    assert scene.guest.addresses(NAME, tcp=True) == [str(ALLOWED.ipv4)]
+
+
+def test_a_gateway_that_stops_is_replaced(scene: Scene) -> None:
+    """It is alive and does nothing: the next order finds out."""
+    scene.attach(WEB)
+    former = scene.pid
+    os.kill(former, signal.SIGSTOP)
+    scene.host.set_policy("vm", f"{WEB},allow@pkg.test")
+    eventually(scene.fetches)
+    assert scene.crashes == 1
+    assert scene.pid != former
+
+
+def test_a_guest_comes_while_the_gateway_is_being_replaced(scene: Scene) -> None:
+    scene.attach(WEB)
+    os.kill(scene.pid, signal.SIGKILL)
+    began = time.monotonic()
+    scene.attach(WEB, "other")
+    print(f"attach took {time.monotonic() - began:.2f} s")
+    for guest in (scene.guest, scene.others["other"]):
+        assert guest.addresses(NAME) == [str(ALLOWED.ipv4)]
+        assert guest.http(of(ALLOWED, 4), NAME)["server"] == "allowed"
+
+
+@BOTH
+def test_datagrams_by_name_survive_the_gateway(scene: Scene, version: int) -> None:
+    """Their pins are the kernel's."""
+    scene.attach(f"allow@{NAME}:udp:{ECHO}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    os.kill(scene.pid, signal.SIGKILL)
+    assert_open(scene.guest.namespace, [Door("udp", of(ALLOWED, version), ECHO)])
+
+
+# -- detached ----------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_guest_that_is_detached_is_cut_off_its_servers(scene: Scene, version: int) -> None:
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    with listening(scene.world, version) as listener:
+        client = scene.guest.connect(of(ALLOWED, version), PORT)
+        server, _ = listener.accept()
+        with client, server:
+            server.settimeout(PATIENCE_S)
+            client.sendall(b"here")
+            assert server.recv(9) == b"here"
+            began = time.monotonic()
+            scene.host.detach("vm")
+            with pytest.raises(ConnectionResetError):
+                server.recv(9)
+            print(f"reset {(time.monotonic() - began) * 1000:.1f} ms after detach was called")
+    assert eventually(lambda: scene.host.decisions("vm"))[-1].bytes_up == 4
+
+
+def test_the_next_guest_of_an_address_has_no_pins_of_the_former(scene: Scene) -> None:
+    policy = f"allow@{NAME}:udp:{ECHO},allow@{NAME}:tcp:{BANNER}"
+    scene.host.create_network({
+        "name": "small", "dns": [str(RESOLVER.ipv4)], "ipv4": "10.99.0.0/29", "ipv6": None,
+        "rest_s": 0,
+    })  # fmt: skip
+    address, door = of(ALLOWED, 4), Door("udp", of(ALLOWED, 4), ECHO)
+    seen: dict[object, str] = {}
+    for number in range(4):
+        namespace = scene.world.add_guest(f"next-{number}")
+        guest = Caller(namespace)
+        attached = scene.host.attach(
+            f"next-{number}", network="small", netns=namespace.path, policy=policy
+        )
+        heard = knock(namespace, [door])[door].answer
+        assert heard is Answer.SILENT, f"{attached.ipv4} was {seen.get(attached.ipv4)}'s"
+        with refused():
+            guest.say(address, BANNER)
+        guest.ask(NAME)
+        assert_open(namespace, [door])
+        seen[attached.ipv4] = attached.guest
+        scene.host.detach(attached.guest)
+        namespace.delete()
+    assert len(seen) < 4
+
+
+# -- rights and end ----------------------------------------------------------------------------
+
+
+def test_it_has_no_rights(scene: Scene) -> None:
+    scene.attach(WEB)
+    pid = scene.pid
+    gateway = scene.host._relays.gateway
+    assert gateway is not None
+    eventually(lambda: gateway.confinement)
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+    assert status["Uid"] == status["Gid"] == ["65534"] * 4
+    assert status["Groups"] == []
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(status[kind][0], 16) == 0
+    assert status["NoNewPrivs"] == ["1"]
+    assert status["Seccomp"] == ["2"]
+    assert status["Threads"] == ["1"]
+    assert processes.children(pid) == set()
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    assert any(
+        line.startswith("Max processes") and line.split()[2:4] == ["0", "0"] for line in limits
+    )
+    assert gateway.confinement == ("limits", "user", "no-new-privileges", "landlock", "seccomp")
+
+
+def test_it_holds_nothing_but_its_sockets(scene: Scene) -> None:
+    """Not the database, and no way back into another network namespace."""
+    scene.attach(WEB)
+    assert scene.fetches()
+    held = []
+    for entry in Path(f"/proc/{scene.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            held.append(os.readlink(entry))
+    own = ("socket:", "pipe:", "anon_inode:")
+    others = {name for name in held if not name.startswith(own)}
+    assert not {name for name in others if "guestnet" in name or "net:" in name}
+    # Input and output nowhere, and the log where the daemon's goes.
+    assert len(others) <= 2, others
+
+
+def test_it_ends_with_the_host(scene: Scene) -> None:
+    scene.attach(WEB)
+    pid = scene.pid
+    with downloading(scene.guest, of(ALLOWED, 4), NAME) as relayed:
+        scene.host.close()
+        assert processes.start_time(pid) is None
+        assert relayed.ended.wait(PATIENCE_S)
+        assert isinstance(relayed.error, ConnectionResetError)
+    with refused():
+        scene.guest.http(of(ALLOWED, 4), NAME)
+    assert processes.start_time(pid) is None
+
+
+@BOTH
+def test_a_host_that_is_opened_again_serves_named_guests_again(
+    world: World, tmp_path: Path, version: int
+) -> None:
+    guest = Caller(world.guest)
+    with Host.open(tmp_path / "state", site=world.site.path) as host:
+        host.create_network({"name": "default", "dns": [str(RESOLVER.ipv6)]})
+        host.attach("vm", netns=world.guest.path, policy=WEB)
+        assert guest.http(of(ALLOWED, version), NAME)["server"] == "allowed"
+    with refused():
+        guest.http(of(ALLOWED, version), NAME)
+    with Host.open(tmp_path / "state", site=world.site.path) as host:
+        began = time.monotonic()
+        assert guest.http(of(ALLOWED, version), NAME)["server"] == "allowed"
+        assert guest.addresses(NAME) == [str(ALLOWED.ipv4)]
+        print(f"served {time.monotonic() - began:.2f} s after it was opened")
+        with refused():
+            guest.http(of(ALLOWED, version), FORBIDDEN.name)
+        assert host.reconcile().steps == ()
+
+
+# -- the relay on its real sockets -------------------------------------------------------------
+
+
+@BOTH
+def test_twenty_megabytes_each_way_at_once(scene: Scene, version: int) -> None:
+    """Both at full speed, each end closed for itself: what arrives is what was sent."""
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    up, down = (os.urandom(1 << 20) * MEGABYTES for _ in "ud")
+    digests: dict[str, str] = {}
+
+    def read(what: str, stream: socket.socket) -> None:
+        digest = hashlib.sha256()
+        while data := stream.recv(1 << 18):
+            digest.update(data)
+        digests[what] = digest.hexdigest()
+
+    def write(stream: socket.socket, data: bytes) -> None:
+        stream.sendall(data)
+        stream.shutdown(socket.SHUT_WR)
+
+    with listening(scene.world, version) as listener:
+        client = scene.guest.connect(of(ALLOWED, version), PORT)
+        server, _ = listener.accept()
+        with client, server:
+            server.settimeout(PATIENCE_S)
+            began = time.monotonic()
+            readers = [
+                in_thread(lambda: read("up", server)),
+                in_thread(lambda: read("down", client)),
+            ]
+            sender = in_thread(lambda: write(server, down))
+            write(client, up)
+            for thread in (*readers, sender):
+                thread.join(PATIENCE_S)
+            print(f"{2 * MEGABYTES} MB in {time.monotonic() - began:.2f} s")
+    assert digests == {
+        "up": hashlib.sha256(up).hexdigest(), "down": hashlib.sha256(down).hexdigest()
+    }  # fmt: skip
+    flow = eventually(lambda: [d for d in scene.host.decisions("vm") if d.kind == "flow"])[-1]
+    assert (flow.bytes_up, flow.bytes_down, flow.reason) == (len(up), len(down), "finished")
+
+
+@BOTH
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_each_end_may_finish_before_the_other(scene: Scene, version: int, first: str) -> None:
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    with listening(scene.world, version) as listener:
+        client = scene.guest.connect(of(ALLOWED, version), PORT)
+        server, _ = listener.accept()
+        server.settimeout(PATIENCE_S)
+        with client, server:
+            one, two = (client, server) if first == "client" else (server, client)
+            one.sendall(b"all that I had to say")
+            one.shutdown(socket.SHUT_WR)
+            assert two.recv(99) == b"all that I had to say"
+            assert two.recv(99) == b""
+            for _ in range(3):
+                two.sendall(b"and more")
+                assert one.recv(99) == b"and more"
+            two.shutdown(socket.SHUT_WR)
+            assert one.recv(99) == b""
+
+
+@BOTH
+def test_a_server_that_refuses_is_seen_to_refuse(scene: Scene, version: int) -> None:
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    with refused():
+        scene.guest.say(of(ALLOWED, version), PORT)
+    flow = eventually(lambda: [d for d in scene.host.decisions("vm") if d.kind == "flow"])[-1]
+    assert (flow.verdict, flow.reason, flow.port) == ("allow", "upstream: ECONNREFUSED", PORT)
+
+
+def test_a_server_that_resets_is_seen_to_reset(scene: Scene) -> None:
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME)
+    with listening(scene.world, 4) as listener:
+        client = scene.guest.connect(of(ALLOWED, 4), PORT)
+        server, _ = listener.accept()
+        with client:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            server.close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(9)
+
+
+def test_many_at_a_time(scene: Scene) -> None:
+    scene.attach(WEB)
+    address = of(ALLOWED, 4)
+    streams = [scene.guest.connect(address, 80) for _ in range(200)]
+    try:
+        began = time.monotonic()
+        for stream in streams:
+            stream.sendall(request(NAME))
+        for stream in streams:
+            assert received(stream, PATIENCE_S) > 100
+        print(f"200 answers in {time.monotonic() - began:.2f} s")
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+# -- who may knock -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["routed", "bridge"])
+@BOTH
+def test_guests_of_either_topology(scene: Scene, topology: str, version: int) -> None:
+    if topology == "bridge":
+        scene.host.create_network({
+            "name": "bridge", "topology": "bridge", "ipv4": "10.98.0.0/24",
+            "ipv6": "fd42:6d73:98::/64", "dns": [str(RESOLVER.ipv4)],
+        })  # fmt: skip
+    network = "bridge" if topology == "bridge" else "default"
+    policy = f"{WEB},allow@{NAME}:udp:{ECHO}"
+    scene.host.attach("vm", network=network, netns=scene.world.guest.path, policy=policy)
+    address = of(ALLOWED, version)
+    assert scene.guest.http(address, NAME)["server"] == "allowed"
+    with refused():
+        scene.guest.http(address, FORBIDDEN.name)
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    assert_open(scene.guest.namespace, [Door("udp", address, ECHO)])
+
+
+@BOTH
+def test_nobody_knocks_at_its_own_doors(scene: Scene, version: int) -> None:
+    """They are for what the kernel redirects, not for who finds their ports."""
+    named = scene.attach("allow@*.example.test")
+    scene.attach("public", "other")
+    gateway = scene.host._relays.gateway
+    assert gateway is not None
+    ports = gateway.doors
+    own = {4: named.gateway_ipv4, 6: named.gateway_ipv6}[version]
+    site = SITE_IPV4.ip if version == 4 else SITE_IPV6.ip
+    assert own is not None
+    for place in (own, site):
+        doors = [
+            Door("tcp", place, ports.relay_tcp),
+            Door("tcp", place, ports.resolver_tcp),
+            Door("udp", place, ports.resolver_udp),
+        ]
+        assert_none_open(scene.guest.namespace, doors)
+        assert_none_open(scene.others["other"].namespace, doors)
+        if place == site:
+            assert_none_open(scene.world.internet, doors)
+    # A server elsewhere whose port happens to be ours: reset, never a connection to ourselves.
+    with refused():
+        scene.guest.say(of(ALLOWED, version), ports.relay_tcp, b"hello")
+
+
+def test_nonsense_does_not_end_it(scene: Scene) -> None:
+    scene.attach(f"allow@{NAME},deny@*.bad.test,allow@public")
+    pid, chance = scene.pid, random.Random(7)
+    resolver, address = RESOLVER.addresses[0], of(ALLOWED, 4)
+    with scene.guest.namespace.enter():
+        questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with questions:
+        questions.connect((str(resolver), 53))
+        for number in range(500):
+            labels = [chance.randbytes(chance.choice([1, 5, 63])) for _ in range(3)]
+            name = b"".join(bytes([len(label)]) + label for label in labels) + b"\3bad\4test\0"
+            question = struct.pack(">6H", number, 0x100, 1, 0, 0, 0) + name + b"\0\1\0\1"
+            with contextlib.suppress(OSError):
+                questions.send(question[: chance.choice([9, len(question), len(question)])])
+    for number in range(60):
+        port, start = ((80, b"GET / HTTP/1.1\r\nHost: "), (443, b"\x16\x03\x01"))[number % 2]
+        with contextlib.suppress(OSError), scene.guest.connect(address, port) as stream:
+            stream.sendall(start + chance.randbytes(chance.choice([1, 90, 300])))
+    with scene.guest.connect(resolver, 53) as stream, contextlib.suppress(OSError):
+        for _ in range(50):
+            stream.sendall(chance.randbytes(40))
+    assert scene.fetches()
+    assert scene.guest.addresses(NAME) == [str(address)]
+    assert (scene.pid, scene.crashes) == (pid, 0)
+
+
+# -- what is written down ----------------------------------------------------------------------
+
+
+def test_decisions_are_lines_of_json(scene: Scene, tmp_path: Path) -> None:
+    scene.attach(WEB)
+    scene.guest.ask(NAME)
+    scene.guest.ask(FORBIDDEN.name)
+    scene.guest.http(of(ALLOWED, 4), NAME)
+    with refused():
+        scene.guest.http(of(ALLOWED, 6), FORBIDDEN.name)
+    eventually(lambda: len(scene.host.decisions("vm")) == 4)
+    text = (tmp_path / "state" / "decisions.jsonl").read_text()
+    assert text.endswith("\n")
+    lines = [json.loads(line) for line in text.splitlines()]
+    told = {(line["kind"], line["name"], line["verdict"]) for line in lines}
+    assert told == {
+        ("dns", NAME, "allow"), ("dns", FORBIDDEN.name, "deny"),
+        ("flow", NAME, "allow"), ("flow", FORBIDDEN.name, "deny"),
+    }  # fmt: skip
+    assert all(line["guest"] == "vm" and line["rule"] and line["reason"] for line in lines)
