@@ -72,6 +72,9 @@ class Pins:
             return
         known = self._guests.setdefault(guest, _Guest())
         pin = known.names.pop(name, None) or _Name()
+        if all(pin.until.get(address, 0.0) >= until + GRACE_S for address, until in fresh):
+            known.names[name] = pin  # a hit of the cache promises nothing new
+            return
         known.names[name] = pin
         for address, until in fresh:
             deadline = min(max(until, now + MIN_TTL_S), now + MAX_TTL_S) + GRACE_S

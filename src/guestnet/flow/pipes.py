@@ -6,15 +6,16 @@ import fcntl
 import os
 from contextlib import suppress
 
-#: Bytes of a pipe. More is not faster here, and less is more system calls for each byte.
-PIPE_BYTES = 256 * 1024
+#: Bytes of a pipe. Less is more system calls for each byte; more is not faster, and among many
+#: flows less fair.
+PIPE_BYTES = 128 * 1024
 #: Tried in turn where the kernel allows less (fs.pipe-max-size, fs.pipe-user-pages-soft).
-_SIZES = (PIPE_BYTES, PIPE_BYTES // 2, 64 * 1024)
+_SIZES = (PIPE_BYTES, 64 * 1024)
 #: Smaller ones are made where that allowance is used up, and not kept: it may be back later.
 _KEPT_BYTES = 64 * 1024
 #: Pipes in use and kept together. Without privileges a user's pipes may hold 64 MiB
-#: (fs.pipe-user-pages-soft), that is 256 of them; a few are left to others.
-MAX_PIPES = 224
+#: (fs.pipe-user-pages-soft), that is 512 of them; a few are left to others.
+MAX_PIPES = 448
 
 
 class Pipe:

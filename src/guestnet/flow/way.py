@@ -24,7 +24,7 @@ from contextlib import suppress
 from .pipes import Pipe, PipePool
 
 #: Bytes that one direction moves in one turn, before other flows get theirs.
-TURN_BYTES = 512 * 1024
+TURN_BYTES = 128 * 1024
 #: Bytes at a time where there is no pipe: the size of the scratch that `Way.pump` is given.
 COPY_BYTES = 64 * 1024
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..dns import LocalRecords, Pins
 from ..policy import (
@@ -26,6 +27,18 @@ Address = IPv4Address | IPv6Address
 
 #: The name under which guests find the host.
 HOST_ALIAS = "host.guestnet.internal"
+#: Verdicts of one guest that are remembered.
+REMEMBERED = 4096
+#: Decisions of one guest in one second that are told one by one, and where its policy reports: what
+#: it used is to be known then.
+TOLD_PER_SECOND, REPORTED_PER_SECOND = 200, 2000
+
+
+class Open(typing.Protocol):
+    """Something that a guest opened, and that ends with it."""
+
+    def reset(self) -> None:
+        """End it at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,10 +56,48 @@ class Guest:
     local: LocalRecords
     #: `sequence` of the order that told of it last.
     told: int = 0
-    #: Flows that are relayed for it now, by any handle of theirs.
-    flows: set[object] = field(default_factory=set)
+    #: What is open for it now.
+    flows: set[Open] = field(default_factory=set)
     #: Its questions that wait for an upstream.
     asking: int = 0
+    #: Pins that stand in the kernel, and until when: (rule, address).
+    standing: dict[tuple[int, Address], float] = field(default_factory=dict)
+    share: Share = field(default_factory=lambda: Share())
+    #: What its policy said before: it says the same until it, or the machine, changes.
+    _verdicts: dict[object, Verdict] = field(default_factory=dict)
+
+    def decided_before(self, key: object, decide_now: Callable[[], Verdict]) -> Verdict:
+        """The verdict under a key, from memory if it was asked before."""
+        found = self._verdicts.get(key)
+        if found is None:
+            if len(self._verdicts) >= REMEMBERED:
+                self._verdicts.clear()  # a guest that asks for ever new things gains nothing
+            found = self._verdicts[key] = decide_now()
+        return found
+
+    def reconsider(self) -> None:
+        """Forget what was decided, as it may be different now."""
+        self._verdicts.clear()
+
+
+@dataclass(slots=True)
+class Share:
+    """A guest's share of what is told: the rest is counted, and costs next to nothing."""
+
+    second: int = 0
+    told: int = 0
+    omitted: int = 0
+
+    def take(self, now: float, *, reports: bool) -> int | None:
+        """How many were left out before one that may be told now; `None` leaves it out too."""
+        if self.second != int(now):
+            self.second, self.told = int(now), 0
+        if self.told >= (REPORTED_PER_SECOND if reports else TOLD_PER_SECOND):
+            self.omitted += 1
+            return None
+        self.told += 1
+        omitted, self.omitted = self.omitted, 0
+        return omitted
 
 
 class Guests:
@@ -56,11 +107,14 @@ class Guests:
         self.pins = pins
         self._by_id: dict[str, Guest] = {}
         self._by_address: dict[Address, Guest] = {}
+        self._by_text: dict[str, Guest] = {}
         self._places = Places(host=frozenset(), guests=())
 
     def set_places(self, order: SetPlaces) -> None:
         """Take over what the machine's addresses are."""
         self._places = Places(host=frozenset(order.host), guests=order.guests)
+        for guest in self._by_id.values():
+            guest.reconsider()
 
     def set_guest(self, order: SetGuest) -> Guest:
         """Take over a guest, or what is new about it."""
@@ -77,8 +131,11 @@ class Guests:
             self._by_id[order.guest] = known
             for address in order.addresses:
                 self._by_address[address] = known
+                self._by_text[str(address)] = known
         known.gateways, known.policy, known.told = order.gateways, policy, order.sequence
         known.upstreams, known.egress = order.upstreams, order.egress
+        known.standing.clear()
+        known.reconsider()
         known.local = LocalRecords({HOST_ALIAS: order.gateways})
         return known
 
@@ -88,12 +145,14 @@ class Guests:
         if known is not None:
             for address in known.addresses:
                 self._by_address.pop(address, None)
+                self._by_text.pop(str(address), None)
             self.pins.forget(guest)
         return known
 
-    def at(self, address: Address) -> Guest | None:
-        """The guest that has an address."""
-        return self._by_address.get(address)
+    def at(self, source: str) -> Guest | None:
+        """The guest that has the address that a socket tells as a packet's source."""
+        # Nearly always the very text that we would write; an address can be written otherwise.
+        return self._by_text.get(source) or self._by_address.get(ip_address(source.split("%")[0]))
 
     def get(self, guest: str) -> Guest | None:
         """A guest by its id."""
@@ -122,8 +181,12 @@ class Guests:
         protocol: Protocol = Protocol.TCP,
     ) -> Verdict:
         """The policy's verdict on a flow of a guest whose name is `name`."""
-        places = self.places(guest)
-        return decide(guest.policy, Direction.EGRESS, protocol, address, port, places, name)
+
+        def decide_now() -> Verdict:
+            places = self.places(guest)
+            return decide(guest.policy, Direction.EGRESS, protocol, address, port, places, name)
+
+        return guest.decided_before((address, port, name, protocol), decide_now)
 
     def decide_pinned(
         self, guest: Guest, address: Address, port: int, names: Iterable[str]

@@ -106,10 +106,10 @@ class Relaying:
                 # Out of descriptors or memory: what waits is tried again when some are free.
                 self.reactor.call_later(0.1, lambda: self._accept(door))
                 return
-            self._begin(client, ip_address(source[0].split("%")[0]))
+            self._begin(client, source[0])
         self.reactor.call_soon(lambda: self._accept(door))
 
-    def _begin(self, client: socket.socket, source: Address) -> None:
+    def _begin(self, client: socket.socket, source: str) -> None:
         guest = self.guests.at(source)
         target = original_destination(client)
         if guest is None or target is None or target[1] in self._own_ports:
@@ -122,7 +122,11 @@ class Relaying:
             return
         self.flows += 1
         guest.flows.add(connection)
-        connection.start()
+        try:
+            connection.start()
+        except Exception:
+            connection.reset("fault")  # undecided is denied
+            raise
 
     def recheck(self, guest: Guest) -> None:
         """Ask the guest's policy once more about each of its flows, and reset those it denies."""
@@ -132,9 +136,8 @@ class Relaying:
 
     def end_all(self, guest: Guest) -> None:
         """Reset every flow of a guest that is gone."""
-        for connection in list(guest.flows):
-            if isinstance(connection, Connection):
-                connection.reset()
+        for flow in list(guest.flows):
+            flow.reset()
 
 
 class Connection:
@@ -167,7 +170,8 @@ class Connection:
         """Decide at once, or wait for the client's first bytes."""
         guests = self._owner.guests
         places = guests.places(self.guest)
-        if self.port in NAME_SERVICES and has_names(self.guest.policy):
+        enforced = self.guest.policy.mode is Mode.ENFORCE
+        if enforced and self.port in NAME_SERVICES and has_names(self.guest.policy):
             self.refuse_for(
                 "name services",
                 f"port {self.port} resolves names beside the gateway, where no rule sees them",
@@ -391,8 +395,12 @@ class Connection:
             self._owner.flows -= 1
 
     def _tell(self, verdict: Verdict, reason: str, up: int = 0, down: int = 0) -> None:
+        omitted = self.guest.share.take(time.time(), reports=self.guest.policy.mode is Mode.REPORT)
+        if omitted is None:
+            return
         self._owner.tell(
             Decision(
+                omitted=omitted,
                 time=self.began,
                 guest=self.guest.id,
                 network=self.guest.network,

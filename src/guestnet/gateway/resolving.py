@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import (
     GRACE_S,
@@ -48,6 +48,7 @@ from ..model import Decision
 from ..policy import (
     Action,
     DomainTarget,
+    Mode,
     Protocol,
     Verdict,
     decide_question,
@@ -66,6 +67,8 @@ GUEST_ASKING, ALL_ASKING = 256, 4096
 GUEST_STREAMS, STREAM_IDLE_S = 32, 10.0
 #: Datagrams answered before others get their turn.
 TURN = 64
+#: Pins of one guest that are known to stand in the kernel.
+STANDING = 16384
 #: How long an answer waits for its pins to stand in the kernel.
 PIN_WAIT_S = 2.0
 _IP_PKTINFO, _IPV6_PKTINFO = 8, 50
@@ -120,7 +123,7 @@ class Resolving:
                 return
             except OSError:
                 continue  # an ICMP error about a former answer
-            guest = self._guests.at(ip_address(source[0].split("%")[0]))
+            guest = self._guests.at(source[0])
             if guest is not None:
                 reply = self._datagram_reply(door, source, _from_there(ancillary))
                 self._answer(guest, data, reply, "udp")
@@ -152,7 +155,7 @@ class Resolving:
             except OSError:
                 self._reactor.call_later(0.1, lambda: self._accept(door))
                 return
-            guest = self._guests.at(ip_address(source[0].split("%")[0]))
+            guest = self._guests.at(source[0])
             streams = sum(isinstance(flow, _Stream) for flow in guest.flows) if guest else 0
             if guest is None or streams >= GUEST_STREAMS:
                 client.close()
@@ -176,7 +179,8 @@ class Resolving:
         def fitting(wire: bytes) -> None:
             reply(fit(wire, question, limit))
 
-        verdict = self._verdict(guest, question.name)
+        name = question.name
+        verdict = guest.decided_before(name, lambda: self._verdict(guest, name))
         local = guest.local.answer(question)
         if local is not None:
             fitting(local)
@@ -310,7 +314,12 @@ class Resolving:
         self._guests.pins.learn(guest.id, question.name, addresses, now)
         answers = tuple(address for address, _until in addresses)
         self._told(guest, question, verdict, protocol, answers=answers)
-        pins = self._kernel_pins(guest, question.name, addresses)
+        until = max((until for _address, until in addresses), default=now)
+        pins = [
+            pin
+            for pin in self._kernel_pins(guest, question.name, addresses)
+            if guest.standing.get(pin, 0.0) < until
+        ]
         if not pins:
             reply(wire)
             return
@@ -321,9 +330,14 @@ class Resolving:
             del self._pinning[number]
             reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "the gateway is busy"))
 
-        self._pinning[number] = (lambda: reply(wire), self._reactor.call_later(PIN_WAIT_S, late))
-        longest = max(until for _address, until in addresses) - now
-        ttl_s = max(1, min(86400, int(longest + GRACE_S)))
+        def stand() -> None:
+            if len(guest.standing) >= STANDING:
+                guest.standing.clear()  # then they are renewed more often than need be
+            guest.standing.update(dict.fromkeys(pins, until))
+            reply(wire)
+
+        self._pinning[number] = (stand, self._reactor.call_later(PIN_WAIT_S, late))
+        ttl_s = max(1, min(86400, int(until - now + GRACE_S)))
         self._send(
             AddPins(sequence=number, guest=guest.id, told=guest.told, pins=tuple(pins), ttl_s=ttl_s)
         )
@@ -387,8 +401,12 @@ class Resolving:
         reason: str = "",
         answers: tuple[Address, ...] = (),
     ) -> None:
+        omitted = guest.share.take(time.time(), reports=guest.policy.mode is Mode.REPORT)
+        if omitted is None:
+            return
         self._tell(
             Decision(
+                omitted=omitted,
                 time=time.time(),
                 guest=guest.id,
                 network=guest.network,

@@ -114,6 +114,16 @@ class Gateway:
             self._guests[attachment.guest] = order
         self._tell(order)
 
+    def tell_again(self) -> None:
+        """Tell of every guest once more: what stood for it in the kernel may be gone."""
+        with self._lock:
+            orders = []
+            for guest, known in self._guests.items():
+                orders.append(known.model_copy(update={"sequence": self._next()}))
+                self._guests[guest] = orders[-1]
+        for order in orders:
+            self._tell(order)
+
     def forget(self, guest: str) -> None:
         """End a guest's flows; returns when they are ended."""
         with self._lock:

@@ -97,11 +97,12 @@ class Decisions:
             if share.second != int(decision.time):
                 share.second, share.told = int(decision.time), 0
             if share.told >= TOLD_PER_SECOND:
-                share.omitted += 1
+                share.omitted += 1 + decision.omitted
                 return
             share.told += 1
             if share.omitted:
-                decision = decision.model_copy(update={"omitted": share.omitted})
+                omitted = share.omitted + decision.omitted
+                decision = decision.model_copy(update={"omitted": omitted})
                 share.omitted = 0
             self._recent.append(decision)
             self._write(decision)

@@ -502,13 +502,17 @@ class Host:
         """Compare the kernel with the store and put right what differs; says what that was."""
         self._reaper.drain()
         with self._lock:
-            return self._upkeep.reconcile()
+            repairs = self._upkeep.reconcile()
+            if repairs.steps:
+                self._relays.tell_again()
+            return repairs
 
     def follow(self) -> None:
         """Follow what changes outside: egress interfaces, other tools' filters. Call it often."""
         with self._lock:
             self._sweep_policies()
-            self._upkeep.follow()
+            if self._upkeep.follow():
+                self._relays.tell_again()
             self._relays.follow()
 
     def doctor(self) -> list[Finding]:

@@ -96,6 +96,11 @@ class Relays:
         if gateway is not None:
             self._tell_places(gateway)
 
+    def tell_again(self) -> None:
+        """After a repair: the sets of pins may have been made anew."""
+        if self.gateway is not None:
+            self.gateway.tell_again()
+
     def start(self) -> None:
         """Tell of the guests that were attached before this process began."""
         for attachment in list(self._ledger.attachments()):

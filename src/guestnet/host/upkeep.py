@@ -261,20 +261,24 @@ class Upkeep:
         """Let guests through forward filters of other tools that would drop them."""
         self._site.foreign.accept(self._ledger.foreign_patterns())
 
-    def follow(self) -> None:
-        """Follow the default routes and other tools' filters; see that our tables still stand."""
+    def follow(self) -> bool:
+        """Follow the default routes and other tools' filters; see that our tables still stand.
+
+        True if they did not, and were written anew.
+        """
         if not self._ledger.networks:
-            return
+            return False
         if FINGERPRINT not in self._site.chains():
             logger.error("our tables are gone: somebody flushed the ruleset; writing them anew")
             self.reconcile()
-            return
+            return True
         if self._follow_egress():
             # An uplink that appeared has settings of its own (accept_ra).
             self._enable_forwarding()
             around = self._site.surroundings()
             self._site.perform([SetPlaces(self._ledger.places(around.addresses))])
         self.accept_in_foreign_filters()
+        return False
 
     def _follow_egress(self) -> bool:
         changed = False
