@@ -321,8 +321,8 @@ def test_a_live_guest_does_not_notice_that_the_base_is_replaced(
             with Host.open(state, site=str(site.path)) as host:
                 assert complaints(host, site) == []
         told = end()
-    # A packet that is being looked up in a set while the new table takes over may miss it: the kernel
-    # reads the generation once per chain and again per set. One each time, no more.
+    # A packet that is being looked up in a set while the new table takes over may miss it: the
+    # kernel reads the generation once per chain and again per set. One each time, no more.
     assert told["lost"] <= UPGRADES, told
     assert told["errors"] == []
 
