@@ -58,7 +58,7 @@ class Guest:
     told: int = 0
     #: What is open for it now.
     flows: set[Open] = field(default_factory=set)
-    #: Its questions that wait for an upstream.
+    #: Its questions that wait for an upstream, or for pins to stand in the kernel.
     asking: int = 0
     #: Pins that stand in the kernel, and until when: (rule, address).
     standing: dict[tuple[int, Address], float] = field(default_factory=dict)

@@ -60,8 +60,8 @@ from .upstreams import Query
 
 Address = IPv4Address | IPv6Address
 
-#: Questions of one guest that wait for an upstream, and of all: more are answered SERVFAIL. A guest
-#: that resolves in parallel has some tens.
+#: Questions of one guest that wait for an upstream or for pins, and of all that wait for upstreams:
+#: more are answered SERVFAIL. A guest that resolves in parallel has some tens.
 GUEST_ASKING, ALL_ASKING = 256, 4096
 #: Connections to the resolver, of one guest: they are closed when they have been idle.
 GUEST_STREAMS, STREAM_IDLE_S = 32, 10.0
@@ -323,14 +323,20 @@ class Resolving:
         if not pins:
             reply(wire)
             return
+        if guest.asking >= GUEST_ASKING:
+            reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "too many questions at a time"))
+            return
+        guest.asking += 1
         self._sequence += 1
         number = self._sequence
 
         def late() -> None:
+            guest.asking -= 1
             del self._pinning[number]
             reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "the gateway is busy"))
 
         def stand() -> None:
+            guest.asking -= 1
             if len(guest.standing) >= STANDING:
                 guest.standing.clear()  # then they are renewed more often than need be
             guest.standing.update(dict.fromkeys(pins, until))
