@@ -254,7 +254,8 @@ class Resolving:
         def finished(result: Response | str) -> None:
             del self._asking[key]
             for each in asking.waiting:
-                each(result)
+                # One turn each: what fails for one guest's question must not keep others waiting.
+                self._reactor.call_soon(partial(each, result))
 
         Query(
             self._reactor, upstreams, name, qtype, finished,
