@@ -50,7 +50,7 @@ Address = IPv4Address | IPv6Address
 TLS_PORTS = frozenset({443, 465, 636, 853, 989, 990, 992, 993, 994, 995, 5061, 6443, 8443, 9443})
 HTTP_PORTS = frozenset({80, 591, 3000, 5000, 8000, 8008, 8080, 8081, 8088, 8888})
 SPEAKING_PORTS = TLS_PORTS | HTTP_PORTS
-#: How long a client may take to say whom it means; after that only the pins speak for it.
+#: How long a client may take to say whom it means; after that it is refused.
 PEEK_S = 3.0
 #: Bytes read until it must have said it: the largest ClientHello or request head that is read.
 PEEK_BYTES = 64 * 1024
@@ -292,7 +292,7 @@ class Connection:
         if is_allowed(verdict):
             self._dial()
         else:
-            self._end(verdict, verdict.reason, abort=True)
+            self._end(verdict, verdict.reason)
 
     def _undecidable(self, rule: str, reason: str) -> None:
         """No name can be known: refused, or told only where the policy reports."""
@@ -304,7 +304,7 @@ class Connection:
 
     def refuse_for(self, rule: str, reason: str) -> None:
         """Refuse for another reason than a rule."""
-        self._end(Verdict(Action.DENY, None, rule, None, reason), reason, abort=True)
+        self._end(Verdict(Action.DENY, None, rule, None, reason), reason)
 
     def recheck(self) -> None:
         """The policy changed: go on only if it still allows this flow."""
@@ -312,10 +312,8 @@ class Connection:
             return  # still being decided, with the new policy from here on
         guests = self._owner.guests
         verdict = guests.decide(self.guest, self.address, self.port, self.name)
-        if is_allowed(verdict):
-            self.verdict = verdict
-        else:
-            self.verdict = verdict
+        self.verdict = verdict
+        if not is_allowed(verdict):
             self.reset("the policy was changed")
 
     # -- the other end -----------------------------------------------------------------------
@@ -365,7 +363,7 @@ class Connection:
         """The other end refused or could not be reached: that is what the guest gets to see."""
         reason = f"upstream: {errno.errorcode.get(error.errno or 0, 'error')}"
         if self.verdict is not None:
-            self._end(self.verdict, reason, abort=True)
+            self._end(self.verdict, reason)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -375,9 +373,9 @@ class Connection:
             self._flow.close(reset=True)
             return
         verdict = self.verdict or Verdict(Action.DENY, None, "undecided", None, reason)
-        self._end(verdict, reason, abort=True)
+        self._end(verdict, reason)
 
-    def _end(self, verdict: Verdict, reason: str, *, abort: bool) -> None:
+    def _end(self, verdict: Verdict, reason: str) -> None:
         self._unwatch()
         self._unwatch(self._server)
         client, self._client = self._client, None
@@ -385,7 +383,7 @@ class Connection:
         if server is not None:
             server.close()
         if client is not None:
-            reset(client) if abort else client.close()
+            reset(client)
         self._leave()
         self._tell(verdict, reason)
 

@@ -148,10 +148,6 @@ class Gateway:
         """Whether the gateway was told of a guest."""
         return guest in self._guests
 
-    def guests(self) -> list[str]:
-        """Guests that the gateway was told of."""
-        return list(self._guests)
-
     def close(self) -> None:
         """End the process; flows it relayed are reset."""
         with self._lock:
