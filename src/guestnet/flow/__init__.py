@@ -1,13 +1,14 @@
 """A guest's TCP connection: whom it asks for, and its bytes moved by the kernel.
 
-`spoken`, `hello` and `http` read what a guest wrote. They are pure: bytes in, a value, `None` (more
-is needed) or one documented error out, and what a prefix of a stream was answered holds for the
-rest of it. They decide nothing: whether a name may be reached is the policy's to say.
+`spoken`, `hello`, `http` and `first` read what a guest wrote. They are pure: bytes in, a value,
+`None` (more is needed) or one documented error out, and what a prefix of a stream was answered
+holds for the rest of it. They decide nothing: whether a name may be reached is the policy's to say.
 
 `reactor`, `pipes`, `way` and `relay` own descriptors. They never look at a byte: the kernel moves
 it from socket to socket, and only a count of it comes by here.
 """
 
+from .first import first_name, is_address
 from .hello import Hello, NotHello, read_client_hello
 from .http import Head, NotHttp, read_request_head
 from .pipes import PipePool
@@ -28,6 +29,8 @@ __all__ = [
     "Reason",
     "Relay",
     "Timer",
+    "first_name",
+    "is_address",
     "read_client_hello",
     "read_request_head",
     "spoken_name",

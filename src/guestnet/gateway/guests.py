@@ -27,6 +27,9 @@ Address = IPv4Address | IPv6Address
 
 #: The name under which guests find the host.
 HOST_ALIAS = "host.guestnet.internal"
+#: Questions of one guest that wait for an upstream or for pins; more are answered SERVFAIL. A guest
+#: that resolves in parallel has some tens.
+GUEST_ASKING = 256
 #: Verdicts of one guest that are remembered.
 REMEMBERED = 4096
 #: Decisions of one guest in one second that are told one by one, and where its policy reports: what
@@ -65,6 +68,11 @@ class Guest:
     share: Share = field(default_factory=lambda: Share())
     #: What its policy said before: it says the same until it, or the machine, changes.
     _verdicts: dict[object, Verdict] = field(default_factory=dict)
+
+    @property
+    def is_asking_too_much(self) -> bool:
+        """Whether one more question has to be refused for now."""
+        return self.asking >= GUEST_ASKING
 
     def decided_before(self, key: object, decide_now: Callable[[], Verdict]) -> Verdict:
         """The verdict under a key, from memory if it was asked before."""

@@ -21,12 +21,10 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import (
-    GRACE_S,
     MAX_TCP_QUERY_BYTES,
     BadQuestion,
     Cache,
@@ -43,45 +41,29 @@ from ..dns import (
     refusal,
 )
 from ..errors import ConfigError
-from ..flow import Reactor, Timer
+from ..flow import Reactor
 from ..model import Decision
 from ..policy import (
     Action,
     DomainTarget,
     Mode,
-    Protocol,
     Verdict,
     decide_question,
     opens_address,
 )
+from .asking import Asking
 from .guests import Guest, Guests, is_allowed
-from .messages import AddPins, Message
-from .upstreams import Query
+from .pinning import Pinning
+from .streams import Streams
 
 Address = IPv4Address | IPv6Address
 
-#: Questions of one guest that wait for an upstream or for pins, and of all that wait for upstreams:
-#: more are answered SERVFAIL. A guest that resolves in parallel has some tens.
-GUEST_ASKING, ALL_ASKING = 256, 4096
-#: Connections to the resolver, of one guest: they are closed when they have been idle.
-GUEST_STREAMS, STREAM_IDLE_S = 32, 10.0
 #: Datagrams answered before others get their turn.
 TURN = 64
-#: Pins of one guest that are known to stand in the kernel.
-STANDING = 16384
-#: How long an answer waits for its pins to stand in the kernel.
-PIN_WAIT_S = 2.0
 _IP_PKTINFO, _IPV6_PKTINFO = 8, 50
 _ANCILLARY_BYTES = 64
 
 Reply = Callable[[bytes], None]
-
-
-@dataclass(slots=True)
-class _Asking:
-    """One upstream question, and who waits for it."""
-
-    waiting: list[Callable[[Response | str], None]] = field(default_factory=list)
 
 
 class Resolving:
@@ -93,22 +75,19 @@ class Resolving:
         udp: tuple[socket.socket, ...],
         tcp: tuple[socket.socket, ...],
         guests: Guests,
+        pinning: Pinning,
         tell: Callable[[Decision], None],
-        send: Callable[[Message], None],
     ) -> None:
         self._reactor = reactor
         self._guests = guests
         #: By resolvers: what some answer others may not (a company's own names).
         self._caches: dict[tuple[Address, ...], Cache] = {}
+        self._pinning = pinning
         self._tell = tell
-        self._send = send
-        self._asking: dict[tuple[object, ...], _Asking] = {}
-        self._pinning: dict[int, tuple[Callable[[], None], Timer]] = {}
-        self._sequence = 0
+        self._asking = Asking(reactor)
+        self._streams = Streams(reactor, tcp, guests, self._answer)
         for each in udp:
             reactor.add(each.fileno(), partial(self._on_datagrams, each), select.EPOLLIN)
-        for each in tcp:
-            reactor.add(each.fileno(), partial(self._on_streams, each), select.EPOLLIN)
 
     # -- datagrams ---------------------------------------------------------------------------
 
@@ -140,28 +119,6 @@ class Resolving:
                 door.sendmsg([wire], ancillary, 0, source)
 
         return reply
-
-    # -- streams -----------------------------------------------------------------------------
-
-    def _on_streams(self, door: socket.socket, _events: int) -> None:
-        self._accept(door)
-
-    def _accept(self, door: socket.socket) -> None:
-        while True:
-            try:
-                client, source = door.accept()
-            except BlockingIOError:
-                return
-            except OSError:
-                self._reactor.call_later(0.1, lambda: self._accept(door))
-                return
-            guest = self._guests.at(source[0])
-            streams = sum(isinstance(flow, _Stream) for flow in guest.flows) if guest else 0
-            if guest is None or streams >= GUEST_STREAMS:
-                client.close()
-                continue
-            client.setblocking(False)
-            guest.flows.add(_Stream(self._reactor, client, guest, self._answer))
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -216,7 +173,7 @@ class Resolving:
                 guest, question, verdict, left, entry.reply(question, now), reply, protocol
             )
             return
-        if guest.asking >= GUEST_ASKING or len(self._asking) >= ALL_ASKING:
+        if guest.is_asking_too_much or self._asking.is_full:
             reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "too many questions at a time"))
             return
         guest.asking += 1
@@ -225,42 +182,13 @@ class Resolving:
             guest.asking -= 1
             self._answered(guest, question, verdict, result, reply, protocol)
 
-        self._ask(
+        self._asking.ask(
             guest.upstreams, question.name, question.qtype, answered,
             dnssec=question.wants_dnssec, checking_disabled=question.checking_disabled,
         )  # fmt: skip
 
     def _cache(self, guest: Guest) -> Cache:
         return self._caches.setdefault(guest.upstreams, Cache())
-
-    def _ask(
-        self,
-        upstreams: tuple[Address, ...],
-        name: str,
-        qtype: int,
-        done: Callable[[Response | str], None],
-        *,
-        dnssec: bool = False,
-        checking_disabled: bool = False,
-    ) -> None:
-        """Ask upstream, once for all who want to know the same."""
-        key = (name, qtype, upstreams, dnssec, checking_disabled)
-        known = self._asking.get(key)
-        if known is not None:
-            known.waiting.append(done)
-            return
-        asking = self._asking[key] = _Asking([done])
-
-        def finished(result: Response | str) -> None:
-            del self._asking[key]
-            for each in asking.waiting:
-                # One turn each: what fails for one guest's question must not keep others waiting.
-                self._reactor.call_soon(partial(each, result))
-
-        Query(
-            self._reactor, upstreams, name, qtype, finished,
-            dnssec=dnssec, checking_disabled=checking_disabled,
-        ).start()  # fmt: skip
 
     def _answered(
         self,
@@ -299,8 +227,6 @@ class Resolving:
         left = [(address, now + ttl) for address, ttl in result.addresses]
         self._pin_and_reply(guest, question, verdict, left, wire, reply, protocol)
 
-    # -- pins --------------------------------------------------------------------------------
-
     def _pin_and_reply(
         self,
         guest: Guest,
@@ -311,69 +237,16 @@ class Resolving:
         reply: Reply,
         protocol: str,
     ) -> None:
-        now = self._reactor.now()
-        self._guests.pins.learn(guest.id, question.name, addresses, now)
         answers = tuple(address for address, _until in addresses)
         self._told(guest, question, verdict, protocol, answers=answers)
-        until = max((until for _address, until in addresses), default=now)
-        pins = [
-            pin
-            for pin in self._kernel_pins(guest, question.name, addresses)
-            if guest.standing.get(pin, 0.0) < until
-        ]
-        if not pins:
-            reply(wire)
-            return
-        if guest.asking >= GUEST_ASKING:
-            reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "too many questions at a time"))
-            return
-        guest.asking += 1
-        self._sequence += 1
-        number = self._sequence
 
-        def late() -> None:
-            guest.asking -= 1
-            del self._pinning[number]
-            reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "the gateway is busy"))
+        def pinned(problem: str) -> None:
+            if problem:
+                reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, problem))
+            else:
+                reply(wire)
 
-        def stand() -> None:
-            guest.asking -= 1
-            if len(guest.standing) >= STANDING:
-                guest.standing.clear()  # then they are renewed more often than need be
-            guest.standing.update(dict.fromkeys(pins, until))
-            reply(wire)
-
-        self._pinning[number] = (stand, self._reactor.call_later(PIN_WAIT_S, late))
-        ttl_s = max(1, min(86400, int(until - now + GRACE_S)))
-        self._send(
-            AddPins(sequence=number, guest=guest.id, told=guest.told, pins=tuple(pins), ttl_s=ttl_s)
-        )
-
-    def _kernel_pins(
-        self, guest: Guest, name: str, addresses: list[tuple[Address, float]]
-    ) -> list[tuple[int, Address]]:
-        """Rules by this name that are about more than TCP, with the addresses it leads to."""
-        if not addresses:
-            return []
-        own = {address.version for address in guest.addresses}
-        return [
-            (index, address)
-            for index, rule in enumerate(guest.policy.rules)
-            if isinstance(rule.target, DomainTarget)
-            and rule.target.holds(name)
-            and rule.protocols != (Protocol.TCP,)
-            for address, _until in addresses
-            if address.version in own
-            and (rule.action is Action.DENY or self._guests.is_public(address))
-        ][:256]
-
-    def pins_stand(self, sequence: int) -> None:
-        """The kernel has the pins: the guest gets its answer."""
-        waiting = self._pinning.pop(sequence, None)
-        if waiting is not None:
-            reply, timer = waiting
-            timer.cancel()
-            reply()
+        self._pinning.pin(guest, question.name, addresses, pinned)
 
     # -- for the relay -----------------------------------------------------------------------
 
@@ -381,7 +254,7 @@ class Resolving:
         self, guest: Guest, name: str, version: int, done: Callable[[frozenset[Address]], None]
     ) -> None:
         """Which addresses a name that the guest spoke really has."""
-        if guest.asking >= GUEST_ASKING or len(self._asking) >= ALL_ASKING:
+        if guest.is_asking_too_much or self._asking.is_full:
             done(frozenset())
             return
         guest.asking += 1
@@ -391,7 +264,7 @@ class Resolving:
             found = result.addresses if isinstance(result, Response) else ()
             done(frozenset(address for address, _ttl in found))
 
-        self._ask(guest.upstreams, name, Rtype.A if version == 4 else Rtype.AAAA, answered)
+        self._asking.ask(guest.upstreams, name, Rtype.A if version == 4 else Rtype.AAAA, answered)
 
     def forget_answers(self) -> None:
         """The machine's addresses changed: what is public may have, too."""
@@ -428,71 +301,6 @@ class Resolving:
                 answers=answers[:64],
             )
         )
-
-
-class _Stream:
-    """One TCP connection of a guest to the resolver: questions, each with its length before it."""
-
-    __slots__ = ("_answer", "_buffer", "_client", "_guest", "_reactor", "_timer")
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        client: socket.socket,
-        guest: Guest,
-        answer: Callable[[Guest, bytes, Reply, str], None],
-    ) -> None:
-        self._reactor = reactor
-        self._client = client
-        self._guest = guest
-        self._answer = answer
-        self._buffer = b""
-        self._timer = reactor.call_later(STREAM_IDLE_S, self.reset)
-        reactor.add(client.fileno(), self._hear, select.EPOLLIN | select.EPOLLRDHUP)
-
-    def _hear(self, _events: int) -> None:
-        while self._client.fileno() >= 0:
-            try:
-                data = self._client.recv(8192)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.reset()
-                return
-            self._buffer += data
-            self._timer.cancel()
-            self._timer = self._reactor.call_later(STREAM_IDLE_S, self.reset)
-            while len(self._buffer) >= 2:
-                (size,) = struct.unpack_from(">H", self._buffer)
-                if size > MAX_TCP_QUERY_BYTES:
-                    self.reset()
-                    return
-                if len(self._buffer) < 2 + size:
-                    break
-                question, self._buffer = self._buffer[2 : 2 + size], self._buffer[2 + size :]
-                self._answer(self._guest, question, self._reply, "tcp")
-
-    def _reply(self, wire: bytes) -> None:
-        if self._client.fileno() < 0:
-            return
-        data = struct.pack(">H", len(wire)) + wire
-        try:
-            sent = self._client.send(data)
-        except OSError:
-            sent = 0
-        if sent < len(data):
-            self.reset()  # a guest that asks and does not read
-
-    def reset(self) -> None:
-        """Close the connection."""
-        self._timer.cancel()
-        self._guest.flows.discard(self)
-        if self._client.fileno() >= 0:
-            with suppress(KeyError, OSError):
-                self._reactor.remove(self._client.fileno())
-            self._client.close()
 
 
 def _from_there(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:

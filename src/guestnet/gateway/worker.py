@@ -14,6 +14,7 @@ from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
 from ..model import Decision
 from .confine import confine
+from .connection import Means
 from .doorway import Doorway
 from .guests import Guests
 from .messages import (
@@ -29,6 +30,7 @@ from .messages import (
     line,
     read_order,
 )
+from .pinning import Pinning
 from .relaying import Relaying
 from .resolving import Resolving
 
@@ -55,13 +57,13 @@ class Worker:
         self.reactor = Reactor(on_error=_report)
         self.guests = Guests(Pins())
         relay = Relay(self.reactor, pipes=PipePool(), idle_s=IDLE_S)
+        self.pinning = Pinning(self.reactor, self.guests, self.send)
         self.resolving = Resolving(
-            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, self.tell,
-            self.send,
+            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, self.pinning,
+            self.tell,
         )  # fmt: skip
-        self.relaying = Relaying(
-            self.reactor, doorway.relay, self.guests, relay, self.resolving.resolve, self.tell
-        )
+        means = Means(self.reactor, self.guests, relay, self.resolving.resolve, self.tell)
+        self.relaying = Relaying(doorway.relay, means)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 
@@ -122,7 +124,7 @@ class Worker:
                 self.guests.set_places(order)
                 self.resolving.forget_answers()
             case PinsStand(sequence=sequence):
-                self.resolving.pins_stand(sequence)
+                self.pinning.stand(sequence)
                 return
         self.send(Done(sequence=order.sequence))
 

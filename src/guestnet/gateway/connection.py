@@ -1,0 +1,378 @@
+"""One connection that a guest opened and the kernel redirected here: decide, dial, relay.
+
+The ladder, per connection:
+
+1. Its source is the guest, its original destination is asked of connection tracking.
+2. If no name can change the verdict any more (the policy was replaced meanwhile), that holds.
+3. Where clients speak first (`SPEAKING_PORTS`) the first bytes are waited for, `PEEK_S` at most: a
+   TLS ClientHello's server name or an HTTP request's Host is the flow's name, and nothing else is.
+   The address must be one that this name has: pinned for this guest, or just now resolved. A
+   client that is silent there or cannot be read is refused: it could say whom it means afterwards.
+4. Everywhere else, and for protocols that carry no name (TLS without one, SSH), the names pinned
+   for the address decide, if they agree. So a server that speaks first is never waited for.
+5. A denied flow is reset. An allowed one is dialled at the very address that was checked; what
+   that answers (refused, unreachable) resets the flow too.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from ..errors import ConfigError
+from ..flow import NotHello, NotHttp, Reactor, Relay, Timer, first_name, is_address
+from ..flow.relay import Ended, Flow
+from ..model import Decision
+from ..policy import (
+    NAME_SERVICES,
+    REPORTED,
+    Action,
+    FlowName,
+    Mode,
+    Protocol,
+    Verdict,
+    canonical_name,
+    has_names,
+    needs_name,
+)
+from .guests import Guest, Guests, is_allowed
+
+Address = IPv4Address | IPv6Address
+
+#: Ports at which the client speaks first and says whom it means: TLS, and HTTP without it.
+TLS_PORTS = frozenset({443, 465, 636, 853, 989, 990, 992, 993, 994, 995, 5061, 6443, 8443, 9443})
+HTTP_PORTS = frozenset({80, 591, 3000, 5000, 8000, 8008, 8080, 8081, 8088, 8888})
+SPEAKING_PORTS = TLS_PORTS | HTTP_PORTS
+#: How long a client may take to say whom it means; after that it is refused.
+PEEK_S = 3.0
+#: Bytes read until it must have said it: the largest ClientHello or request head that is read.
+PEEK_BYTES = 64 * 1024
+#: How long the other end may take to answer (the kernel's own limit is two minutes).
+DIAL_S = 20.0
+_RESET = struct.pack("ii", 1, 0)
+
+Resolve = Callable[[Guest, str, int, Callable[[frozenset[Address]], None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a connection needs of the gateway."""
+
+    reactor: Reactor
+    guests: Guests
+    relay: Relay
+    #: Which addresses a name has.
+    resolve: Resolve
+    tell: Callable[[Decision], None]
+
+
+class Connection:
+    """One connection of a guest, from its arrival to its end."""
+
+    __slots__ = (
+        "_buffer", "_client", "_flow", "_left", "_means", "_server", "_timer", "address", "began",
+        "guest", "name", "port", "verdict",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        means: Means,
+        client: socket.socket,
+        guest: Guest,
+        address: Address,
+        port: int,
+        left: Callable[[Connection], None],
+    ) -> None:
+        self._means = means
+        self._left = left
+        self._client: socket.socket | None = client
+        self._server: socket.socket | None = None
+        self._flow: Flow | None = None
+        self._timer: Timer | None = None
+        self._buffer = b""
+        self.guest = guest
+        self.address = address
+        self.port = port
+        self.name: FlowName | None = None
+        self.verdict: Verdict | None = None
+        self.began = time.time()
+
+    # -- deciding ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Decide at once, or wait for the client's first bytes."""
+        guests = self._means.guests
+        places = guests.places(self.guest)
+        enforced = self.guest.policy.mode is Mode.ENFORCE
+        if enforced and self.port in NAME_SERVICES and has_names(self.guest.policy):
+            self.refuse_for(
+                "name services",
+                f"port {self.port} resolves names beside the gateway, where no rule sees them",
+            )
+        elif not needs_name(self.guest.policy, Protocol.TCP, self.address, self.port, places):
+            self._decided(guests.decide(self.guest, self.address, self.port, None))
+        elif self.port in SPEAKING_PORTS:
+            self._timer = self._means.reactor.call_later(PEEK_S, self._silent)
+            self._watch(self._client, self._peek, select.EPOLLIN | select.EPOLLRDHUP)
+        else:
+            self._decide_by_pins()
+
+    def _peek(self, _events: int) -> None:
+        """Read until the client has said whom it means, or will not."""
+        client = self._client
+        while client is not None:
+            try:
+                data = client.recv(16384)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.reset()
+                return
+            if not data:
+                self._silent()
+                return
+            self._buffer += data
+            try:
+                spoken = first_name(self._buffer)
+            except (NotHello, NotHttp) as error:
+                self._undecidable(
+                    "unreadable", f"no name can be read from its first bytes: {error}"
+                )
+                return
+            if spoken is not None:
+                self._decide_spoken(spoken)
+                return
+            if len(self._buffer) >= PEEK_BYTES:
+                self._undecidable("unreadable", f"no name in its first {PEEK_BYTES} bytes")
+                return
+
+    def _silent(self) -> None:
+        self._undecidable(
+            "silent", f"port {self.port} is one whose clients say whom they mean; this one did not"
+        )
+
+    def _decide_spoken(self, spoken: str) -> None:
+        """The client named whom it means: that name decides, if the address is really its."""
+        self._unwatch()
+        if not spoken:
+            self._decide_by_pins()
+            return
+        guests = self._means.guests
+        if is_address(spoken):
+            self._decide_unnamed()
+            return
+        try:
+            spoken = canonical_name(spoken)
+        except ConfigError:
+            self._undecidable("unreadable", f"{spoken!r} is no name of a host")
+            return
+        if self.address in guests.pins.addresses_of(
+            self.guest.id, spoken, self._means.reactor.now()
+        ):
+            self._decide_named(FlowName(spoken, verified=True))
+            return
+        if is_allowed(
+            guests.decide(self.guest, self.address, self.port, FlowName(spoken, verified=True))
+        ):
+            # Allowed if the address is the name's: ask, as the guest may have resolved it itself.
+            version = self.address.version
+            self._means.resolve(self.guest, spoken, version, lambda a: self._resolved(spoken, a))
+            return
+        self._decide_named(FlowName(spoken, verified=False))
+
+    def _resolved(self, spoken: str, addresses: frozenset[Address]) -> None:
+        if self._client is not None:
+            self._decide_named(FlowName(spoken, verified=self.address in addresses))
+
+    def _decide_named(self, name: FlowName) -> None:
+        self.name = name
+        guests = self._means.guests
+        verdict = guests.decide(self.guest, self.address, self.port, name)
+        if not is_allowed(verdict) and not name.verified:
+            reason = f"{verdict.reason}; {self.address} is no address of {name.name}"
+            verdict = Verdict(verdict.action, verdict.rule, verdict.text, verdict.group, reason)
+        self._decided(verdict)
+
+    def _decide_by_pins(self) -> None:
+        """Nothing was said: the names this guest resolved to the address decide, if they agree."""
+        self._unwatch()
+        guests, now = self._means.guests, self._means.reactor.now()
+        names = guests.pins.names_of(self.guest.id, self.address, now)
+        agreed = guests.decide_pinned(self.guest, self.address, self.port, names)
+        if agreed is not None:
+            verdict, name = agreed
+            self.name = FlowName(name, verified=True)
+            self._decided(verdict)
+        elif names:
+            self._undecidable(
+                "ambiguous name",
+                f"{self.address} was resolved for {', '.join(names)}, which the policy treats "
+                "differently, and the client did not say which it means",
+            )
+        else:
+            self._decide_unnamed()
+
+    def _decide_unnamed(self) -> None:
+        """No name at all: rules by name do not match, and the rest of the policy decides."""
+        verdict = self._means.guests.decide(self.guest, self.address, self.port, None)
+        if not is_allowed(verdict):
+            reason = f"{verdict.reason}; the guest resolved no name to {self.address}"
+            verdict = Verdict(verdict.action, verdict.rule, verdict.text, verdict.group, reason)
+        self._decided(verdict)
+
+    def _decided(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        if is_allowed(verdict):
+            self._dial()
+        else:
+            self._end(verdict, verdict.reason)
+
+    def _undecidable(self, rule: str, reason: str) -> None:
+        """No name can be known: refused, or told only where the policy reports."""
+        self._unwatch()
+        if self.guest.policy.mode is Mode.REPORT:
+            self._decided(Verdict(Action.ALLOW, None, REPORTED, None, f"{rule}: {reason}"))
+        else:
+            self.refuse_for(rule, reason)
+
+    def refuse_for(self, rule: str, reason: str) -> None:
+        """Refuse for another reason than a rule."""
+        self._end(Verdict(Action.DENY, None, rule, None, reason), reason)
+
+    def recheck(self) -> None:
+        """The policy changed: go on only if it still allows this flow."""
+        if self.verdict is None:
+            return  # still being decided, with the new policy from here on
+        guests = self._means.guests
+        verdict = guests.decide(self.guest, self.address, self.port, self.name)
+        self.verdict = verdict
+        if not is_allowed(verdict):
+            self.reset("the policy was changed")
+
+    # -- the other end -----------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        family = socket.AF_INET if self.address.version == 4 else socket.AF_INET6
+        try:
+            server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._fail(error)
+            return
+        self._server = server
+        try:
+            if len(self.guest.egress) == 1 and self.verdict is not None:
+                device = self.guest.egress[0].encode()
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+            server.connect((str(self.address), self.port))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._fail(error)
+            return
+        self._timer = self._means.reactor.call_later(
+            DIAL_S, lambda: self._fail(OSError(errno.ETIMEDOUT, "timed out"))
+        )
+        self._watch(server, self._dialled, select.EPOLLOUT)
+
+    def _dialled(self, _events: int) -> None:
+        server, client = self._server, self._client
+        if server is None or client is None:
+            return
+        code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(OSError(code, errno.errorcode.get(code, str(code))))
+            return
+        self._unwatch(server)
+        first, self._buffer = self._buffer, b""
+        self._flow = self._means.relay.start(client, server, first, self._relayed)
+
+    def _relayed(self, ended: Ended) -> None:
+        self._client = self._server = None  # the relay has closed both
+        self._left(self)
+        if self.verdict is not None:
+            self._tell(self.verdict, ended.reason, ended.bytes_up, ended.bytes_down)
+
+    def _fail(self, error: OSError) -> None:
+        """The other end refused or could not be reached: that is what the guest gets to see."""
+        reason = f"upstream: {errno.errorcode.get(error.errno or 0, 'error')}"
+        if self.verdict is not None:
+            self._end(self.verdict, reason)
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def reset(self, reason: str = "reset") -> None:
+        """Cut the flow, whatever state it is in."""
+        if self._flow is not None:
+            self._flow.close(reset=True)
+            return
+        verdict = self.verdict or Verdict(Action.DENY, None, "undecided", None, reason)
+        self._end(verdict, reason)
+
+    def _end(self, verdict: Verdict, reason: str) -> None:
+        self._unwatch()
+        self._unwatch(self._server)
+        client, self._client = self._client, None
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        if client is not None:
+            reset(client)
+        self._left(self)
+        self._tell(verdict, reason)
+
+    def _tell(self, verdict: Verdict, reason: str, up: int = 0, down: int = 0) -> None:
+        omitted = self.guest.share.take(time.time(), reports=self.guest.policy.mode is Mode.REPORT)
+        if omitted is None:
+            return
+        self._means.tell(
+            Decision(
+                omitted=omitted,
+                time=self.began,
+                guest=self.guest.id,
+                network=self.guest.network,
+                kind="flow",
+                protocol="tcp",
+                name=self.name.name if self.name is not None else "",
+                address=self.address,
+                port=self.port,
+                verdict=verdict.action.value,
+                rule=verdict.text[:1024],
+                rule_index=verdict.rule,
+                reason=reason[:2048],
+                bytes_up=up,
+                bytes_down=down,
+                duration_s=round(time.time() - self.began, 6),
+            )
+        )
+
+    # -- watching ----------------------------------------------------------------------------
+
+    def _watch(
+        self, which: socket.socket | None, handler: Callable[[int], None], events: int
+    ) -> None:
+        if which is not None:
+            self._means.reactor.add(which.fileno(), handler, events)
+
+    def _unwatch(self, which: socket.socket | None = None) -> None:
+        """Stop waiting on a socket (the client's, unless said) and for the time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        watched = which or self._client
+        if watched is not None and watched.fileno() >= 0:
+            with suppress(KeyError, OSError):
+                self._means.reactor.remove(watched.fileno())
+
+
+def reset(client: socket.socket) -> None:
+    """Close a connection so that the other end sees a reset."""
+    with suppress(OSError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    client.close()
