@@ -197,6 +197,9 @@ class NetworkSpec(Value):
     dns: tuple[IPv4Address | IPv6Address, ...] | None = None
     #: Policy text of guests that bring none; `None` is sealed.
     policy: str | None = None
+    #: Whether each name that a guest may ask for has an address of its own there, in place of the
+    #: real one, which the gateway asks for when the guest connects.
+    synthetic: bool = False
     #: Bridge only: guests of the network do not see each other's frames.
     isolate: bool = True
     #: Bridge only: the bridge's device name.

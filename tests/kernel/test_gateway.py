@@ -33,8 +33,10 @@ from lab.world import World
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
     from .hostile import Answer, Door, assert_none_open, assert_open, knock, received
+    from .stage import eventually, refused
 else:
     from hostile import Answer, Door, assert_none_open, assert_open, knock, received
+    from stage import eventually, refused
 
 pytestmark = pytest.mark.root
 
@@ -102,15 +104,6 @@ def of(server: object, version: int) -> Address:
     return found
 
 
-def eventually(found: Callable[[], T | None]) -> T:
-    """What `found` returns as soon as it is true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return result
-
-
 class Download:
     """An endless download, read by a thread that notes when the last byte came and how it ended."""
 
@@ -154,12 +147,6 @@ def downloading(guest: Caller, address: Address, name: str) -> Iterator[Download
         yield made
     finally:
         made.close()
-
-
-@contextlib.contextmanager
-def refused() -> Iterator[None]:
-    with pytest.raises((ConnectionResetError, ConnectionRefusedError, BrokenPipeError)):
-        yield
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -23,27 +22,43 @@ import dns.rdatatype
 import pytest
 
 from guestnet.host import Host
-from guestnet.model import Attachment, Decision
 from lab.addresses import ALLOWED, FORBIDDEN, LIAR, PRIVATE, REBINDING, RESOLVER
-from lab.caller import Caller, body, cut, request, send
-from lab.liar import SILENT, Liar
-from lab.servers import BANNER, ECHO, HTTP, HTTPS, Arrival
+from lab.caller import body, cut, request, send
+from lab.liar import SILENT
+from lab.servers import BANNER, ECHO, HTTP, HTTPS
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
     from .hostile import Answer, Door, assert_open, knock
+    from .stage import (
+        PATIENCE_S,
+        Guest,
+        Stage,
+        assert_no_such_name,
+        at_once,
+        explained,
+        in_family,
+        refused,
+    )
 else:
     from hostile import Answer, Door, assert_open, knock
+    from stage import (
+        PATIENCE_S,
+        Guest,
+        Stage,
+        assert_no_such_name,
+        at_once,
+        explained,
+        in_family,
+        refused,
+    )
 
 pytestmark = pytest.mark.root
 
 Address = IPv4Address | IPv6Address
 T = TypeVar("T")
 
-PATIENCE_S = 20.0
-#: Far below the time that a client may take to say whom it means (3 s), far above what it takes.
-AT_ONCE_S = 2.5
 SPEAK_S = 3.0
 WEB = "allow@allowed.example.test:tcp:80+443"
 BOTH = pytest.mark.parametrize("address", ALLOWED.addresses, ids=["IPv4", "IPv6"])
@@ -58,64 +73,6 @@ NETWORKS = {
     "lied": (*LIAR.addresses[:1], *RESOLVER.addresses[:1]),
     "lied6": (*LIAR.addresses[1:], *RESOLVER.addresses[1:]),
 }
-
-
-class Guest(Caller):
-    """A guest of the stage: what it does, what was decided about it, what arrived of it."""
-
-    def __init__(self, stage: Stage, attachment: Attachment, namespace: Any) -> None:
-        super().__init__(namespace, str(stage.world.certificates.authority))
-        self.attachment = attachment
-        self._stage = stage
-        self._began = time.monotonic()
-
-    @property
-    def id(self) -> str:
-        return self.attachment.guest
-
-    def decisions(self, **wanted: Any) -> list[Decision]:
-        """Decisions about it with these fields, so far."""
-        return [
-            decision
-            for decision in self._stage.host.decisions(self.id)
-            if all(getattr(decision, key) == value for key, value in wanted.items())
-        ]
-
-    def told(self, number: int, **wanted: Any) -> list[Decision]:
-        """Decisions with these fields, as soon as there are so many."""
-        return eventually(
-            lambda: found if len(found := self.decisions(**wanted)) >= number else None
-        )
-
-    def decided(self, **wanted: Any) -> Decision:
-        """The last decision with these fields, as soon as there is one."""
-        return eventually(lambda: self.decisions(**wanted))[-1]
-
-    def arrivals(self, **wanted: Any) -> list[Arrival]:
-        """What reached the internet's servers since it was attached."""
-        return [a for a in self._stage.world.arrivals(**wanted) if a.at_s >= self._began]
-
-    def curl(self, *arguments: str) -> dict[str, Any]:
-        """Run curl, whose names the C library resolves; returns the lab server's JSON."""
-        argv = ["curl", "-sS", "-m", str(PATIENCE_S), "--cacert", str(self.authority), *arguments]
-        return dict(json.loads(self.namespace.run(argv).stdout))
-
-
-class Stage:
-    """World, host and lying resolver."""
-
-    def __init__(self, world: World, host: Host, liar: Liar) -> None:
-        self.world, self.host, self.liar = world, host, liar
-        self._numbers = itertools.count()
-
-    @contextlib.contextmanager
-    def guest(self, policy: str, network: str = "plain") -> Iterator[Guest]:
-        id = f"vm-{next(self._numbers)}"
-        namespace = self.world.add_guest(id, nameservers=["1.1.1.1", "2606:4700:4700::1111"])
-        attached = self.host.attach(id, network=network, netns=namespace.path, policy=policy)
-        yield Guest(self, attached, namespace)
-        self.host.detach(id)
-        namespace.delete()
 
 
 @pytest.fixture(scope="module")
@@ -140,50 +97,6 @@ def guest_of(stage: Stage) -> Iterator[GuestOf]:
     """Attach a guest by its policy; detached with the test's end."""
     with contextlib.ExitStack() as stack:
         yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    """What `found` returns as soon as it is true; what is told comes after what is done."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return result
-
-
-@contextlib.contextmanager
-def refused() -> Iterator[None]:
-    """The connection is refused or reset, not merely closed and not silent."""
-    with pytest.raises((ConnectionResetError, ConnectionRefusedError, BrokenPipeError)):
-        yield
-
-
-@contextlib.contextmanager
-def at_once() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    took = time.monotonic() - began
-    print(f"took {took * 1000:.1f} ms")
-    assert took < AT_ONCE_S
-
-
-def in_family(server: Any, address: Address) -> Address:
-    """A server's address of the same family as another address."""
-    found: Address = server.ipv4 if address.version == 4 else server.ipv6
-    return found
-
-
-def explained(response: dns.message.Message) -> str:
-    """The text of an answer's extended error (RFC 8914), which says it was blocked."""
-    (error,) = (option for option in response.options if isinstance(option, dns.edns.EDEOption))
-    assert error.code == dns.edns.EDECode.BLOCKED
-    return error.text or ""
-
-
-def assert_no_such_name(response: dns.message.Message) -> None:
-    assert response.rcode() == dns.rcode.NXDOMAIN
-    assert response.answer == []
-    assert explained(response)
 
 
 # -- what is allowed works, at once ------------------------------------------------------------

@@ -23,7 +23,7 @@ FLOORS: dict[str, set[str]] = {
     "vmm": {"errors", "model"},
     "dns": {"errors"},
     "flow": {"errors"},
-    "gateway": {"errors", "model", "policy", "ruleset", "kernel", "dns", "flow"},
+    "gateway": {"errors", "model", "policy", "address", "ruleset", "kernel", "dns", "flow"},
 }
 FLOORS["host"] = set(FLOORS)
 FLOORS["settings"] = {"errors", "model", "policy"}

@@ -32,6 +32,9 @@ def create(
     dns: Annotated[list[str] | None, typer.Option(help=_DNS)] = None,
     policy: Annotated[str | None, typer.Option(help="Of guests that bring none.")] = None,
     policy_file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
+    synthetic: Annotated[
+        bool | None, typer.Option(help="Whether each name has an address of its own.")
+    ] = None,
     isolate: Annotated[
         bool | None, typer.Option(help="Whether guests of a bridge are kept apart.")
     ] = None,
@@ -49,6 +52,7 @@ def create(
         "mtu": mtu,
         "egress": several(egress),
         "policy": policy_text(policy, policy_file),
+        "synthetic": synthetic,
         "isolate": isolate,
         "bridge": bridge,
         "gateway": gateway,
@@ -115,6 +119,8 @@ def _print(info: dict[str, Any], json: bool) -> None:
         "dns": spec["dns"],
         "policy": spec["policy"] or "none",
     }
+    if spec["synthetic"]:
+        shown["synthetic"] = True
     if spec["topology"] == "bridge":
         shown |= {
             "bridge": spec["bridge"],

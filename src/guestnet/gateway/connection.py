@@ -21,11 +21,12 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
+from ..address import is_synthetic
 from ..errors import ConfigError
 from ..flow import NotHello, NotHttp, Reactor, Relay, Timer, first_name, is_address
 from ..flow.relay import Ended, Flow
@@ -42,6 +43,7 @@ from ..policy import (
     has_names,
     needs_name,
 )
+from .dialling import Dialling, in_turn
 from .guests import Guest, Guests, is_allowed
 
 Address = IPv4Address | IPv6Address
@@ -54,11 +56,9 @@ SPEAKING_PORTS = TLS_PORTS | HTTP_PORTS
 PEEK_S = 3.0
 #: Bytes read until it must have said it: the largest ClientHello or request head that is read.
 PEEK_BYTES = 64 * 1024
-#: How long the other end may take to answer (the kernel's own limit is two minutes).
-DIAL_S = 20.0
 _RESET = struct.pack("ii", 1, 0)
 
-Resolve = Callable[[Guest, str, int, Callable[[frozenset[Address]], None]], None]
+Resolve = Callable[[Guest, str, Sequence[int], Callable[[tuple[Address, ...]], None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class Connection:
     """One connection of a guest, from its arrival to its end."""
 
     __slots__ = (
-        "_buffer", "_client", "_flow", "_left", "_means", "_server", "_timer", "address", "began",
-        "guest", "name", "port", "verdict",
+        "_buffer", "_client", "_dialling", "_flow", "_left", "_means", "_stands_for", "_timer",
+        "address", "began", "guest", "name", "port", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -93,11 +93,14 @@ class Connection:
         self._means = means
         self._left = left
         self._client: socket.socket | None = client
-        self._server: socket.socket | None = None
+        self._dialling: Dialling | None = None
         self._flow: Flow | None = None
         self._timer: Timer | None = None
         self._buffer = b""
+        #: The name that a synthetic address stands for.
+        self._stands_for = ""
         self.guest = guest
+        #: The other end's; a synthetic one until the name behind it is resolved.
         self.address = address
         self.port = port
         self.name: FlowName | None = None
@@ -116,13 +119,21 @@ class Connection:
                 "name services",
                 f"port {self.port} resolves names beside the gateway, where no rule sees them",
             )
+        elif self.guest.synthetic and is_synthetic(self.address):
+            self._start_synthetic()
         elif not needs_name(self.guest.policy, Protocol.TCP, self.address, self.port, places):
             self._decided(guests.decide(self.guest, self.address, self.port, None))
         elif self.port in SPEAKING_PORTS:
-            self._timer = self._means.reactor.call_later(PEEK_S, self._silent)
-            self._watch(self._client, self._peek, select.EPOLLIN | select.EPOLLRDHUP)
+            self._listen()
         else:
             self._decide_by_pins()
+
+    def _listen(self) -> None:
+        """Wait for the client's first bytes."""
+        if self._client is not None:
+            self._timer = self._means.reactor.call_later(PEEK_S, self._silent)
+            events = select.EPOLLIN | select.EPOLLRDHUP
+            self._means.reactor.add(self._client.fileno(), self._peek, events)
 
     def _peek(self, _events: int) -> None:
         """Read until the client has said whom it means, or will not."""
@@ -161,6 +172,9 @@ class Connection:
     def _decide_spoken(self, spoken: str) -> None:
         """The client named whom it means: that name decides, if the address is really its."""
         self._unwatch()
+        if self._stands_for:
+            self._decide_synthetic(spoken)
+            return
         if not spoken:
             self._decide_by_pins()
             return
@@ -182,12 +196,12 @@ class Connection:
             guests.decide(self.guest, self.address, self.port, FlowName(spoken, verified=True))
         ):
             # Allowed if the address is the name's: ask, as the guest may have resolved it itself.
-            version = self.address.version
-            self._means.resolve(self.guest, spoken, version, lambda a: self._resolved(spoken, a))
+            versions = (self.address.version,)
+            self._means.resolve(self.guest, spoken, versions, lambda a: self._resolved(spoken, a))
             return
         self._decide_named(FlowName(spoken, verified=False))
 
-    def _resolved(self, spoken: str, addresses: frozenset[Address]) -> None:
+    def _resolved(self, spoken: str, addresses: tuple[Address, ...]) -> None:
         if self._client is not None:
             self._decide_named(FlowName(spoken, verified=self.address in addresses))
 
@@ -230,9 +244,53 @@ class Connection:
     def _decided(self, verdict: Verdict) -> None:
         self.verdict = verdict
         if is_allowed(verdict):
-            self._dial()
+            self._dial([self.address])
         else:
             self._end(verdict, verdict.reason)
+
+    # -- deciding about an address that stands for a name ------------------------------------
+
+    def _start_synthetic(self) -> None:
+        guests = self._means.guests
+        names = guests.pins.names_of(self.guest.id, self.address, self._means.reactor.now())
+        if len(names) != 1:
+            reason = f"{self.address} stands for no name that this guest asked for"
+            self.refuse_for("synthetic address", reason)
+            return
+        (self._stands_for,) = names
+        if self.port in SPEAKING_PORTS:
+            self._listen()
+        else:
+            self._decide_synthetic("")
+
+    def _decide_synthetic(self, spoken: str) -> None:
+        """Resolve the name now; whoever says another name there would reach that one's server."""
+        name = self._stands_for
+        enforced = self.guest.policy.mode is Mode.ENFORCE
+        if spoken and spoken.lower().removesuffix(".") != name and enforced:
+            reason = f"the client says {spoken!r} where {self.address} stands for {name}"
+            self.refuse_for("another name", reason)
+            return
+        self.name = FlowName(name, verified=True)
+        self._means.resolve(self.guest, name, (6, 4), self._resolved_synthetic)
+
+    def _resolved_synthetic(self, addresses: tuple[Address, ...]) -> None:
+        if self._client is None or self.name is None:
+            return
+        if not addresses:
+            self.refuse_for("upstream", f"no address of {self.name.name} was found")
+            return
+        verdicts = {
+            address: self._means.guests.decide(self.guest, address, self.port, self.name)
+            for address in in_turn(addresses)
+        }
+        allowed = [address for address, verdict in verdicts.items() if is_allowed(verdict)]
+        self.address = (allowed or list(verdicts))[0]
+        if allowed:
+            self.verdict = verdicts[self.address]
+            self._dial(allowed)
+        else:
+            self._decided(verdicts[self.address])
 
     def _undecidable(self, rule: str, reason: str) -> None:
         """No name can be known: refused, or told only where the policy reports."""
@@ -258,50 +316,41 @@ class Connection:
 
     # -- the other end -----------------------------------------------------------------------
 
-    def _dial(self) -> None:
-        family = socket.AF_INET if self.address.version == 4 else socket.AF_INET6
-        try:
-            server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            self._fail(error)
-            return
-        self._server = server
-        try:
-            if len(self.guest.egress) == 1 and self.verdict is not None:
-                device = self.guest.egress[0].encode()
-                server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-            server.connect((str(self.address), self.port))
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self._fail(error)
-            return
-        self._timer = self._means.reactor.call_later(
-            DIAL_S, lambda: self._fail(OSError(errno.ETIMEDOUT, "timed out"))
-        )
-        self._watch(server, self._dialled, select.EPOLLOUT)
+    def _dial(self, targets: Sequence[Address]) -> None:
+        guest = self.guest
+        device = guest.egress[0] if len(guest.egress) == 1 else None
+        self._dialling = Dialling(self._means.reactor, targets, self.port, device, self._dialled)
+        self._dialling.start()
 
-    def _dialled(self, _events: int) -> None:
-        server, client = self._server, self._client
-        if server is None or client is None:
+    def _dialled(
+        self, server: socket.socket | None, address: Address | None, error: OSError | None
+    ) -> None:
+        self._dialling = None
+        client, self._client = self._client, None
+        if server is None or address is None or client is None:
+            self._client = client
+            self._fail(error)
             return
-        code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self._fail(OSError(code, errno.errorcode.get(code, str(code))))
-            return
-        self._unwatch(server)
+        if address != self.address:
+            self.address = address
+            self.verdict = self._means.guests.decide(self.guest, address, self.port, self.name)
+            if not is_allowed(self.verdict):  # the policy was changed meanwhile
+                self._client = client
+                server.close()
+                self._end(self.verdict, self.verdict.reason)
+                return
         first, self._buffer = self._buffer, b""
         self._flow = self._means.relay.start(client, server, first, self._relayed)
 
     def _relayed(self, ended: Ended) -> None:
-        self._client = self._server = None  # the relay has closed both
         self._left(self)
         if self.verdict is not None:
             self._tell(self.verdict, ended.reason, ended.bytes_up, ended.bytes_down)
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: OSError | None) -> None:
         """The other end refused or could not be reached: that is what the guest gets to see."""
-        reason = f"upstream: {errno.errorcode.get(error.errno or 0, 'error')}"
+        code = error.errno if error is not None else None
+        reason = f"upstream: {errno.errorcode.get(code or 0, 'error')}"
         if self.verdict is not None:
             self._end(self.verdict, reason)
 
@@ -317,11 +366,10 @@ class Connection:
 
     def _end(self, verdict: Verdict, reason: str) -> None:
         self._unwatch()
-        self._unwatch(self._server)
+        dialling, self._dialling = self._dialling, None
+        if dialling is not None:
+            dialling.cancel()
         client, self._client = self._client, None
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
         if client is not None:
             reset(client)
         self._left(self)
@@ -352,23 +400,13 @@ class Connection:
             )
         )
 
-    # -- watching ----------------------------------------------------------------------------
-
-    def _watch(
-        self, which: socket.socket | None, handler: Callable[[int], None], events: int
-    ) -> None:
-        if which is not None:
-            self._means.reactor.add(which.fileno(), handler, events)
-
-    def _unwatch(self, which: socket.socket | None = None) -> None:
-        """Stop waiting on a socket (the client's, unless said) and for the time."""
+    def _unwatch(self) -> None:
+        """Wait no longer for the client's first bytes."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        watched = which or self._client
-        if watched is not None and watched.fileno() >= 0:
-            with suppress(KeyError, OSError):
-                self._means.reactor.remove(watched.fileno())
+            if self._client is not None:
+                self._means.reactor.remove(self._client.fileno())
 
 
 def reset(client: socket.socket) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from ..address import synthetic_addresses
 from ..dns import LocalRecords, Pins
 from ..policy import (
     Action,
@@ -30,6 +31,9 @@ HOST_ALIAS = "host.guestnet.internal"
 #: Questions of one guest that wait for an upstream or for pins; more are answered SERVFAIL. A guest
 #: that resolves in parallel has some tens.
 GUEST_ASKING = 256
+#: How long an address stands for a name after it was asked for; programs that never ask again are
+#: many. The cap of pins is what bounds it.
+SYNTHETIC_S = 86400.0
 #: Verdicts of one guest that are remembered.
 REMEMBERED = 4096
 #: Decisions of one guest in one second that are told one by one, and where its policy reports: what
@@ -55,6 +59,8 @@ class Guest:
     policy: Policy
     upstreams: tuple[Address, ...]
     egress: tuple[str, ...]
+    #: Whether names have addresses of their own for it.
+    synthetic: bool
     #: Names of our own that it finds.
     local: LocalRecords
     #: `sequence` of the order that told of it last.
@@ -134,7 +140,7 @@ class Guests:
         if known is None:
             known = Guest(
                 order.guest, order.network, order.addresses, order.gateways, policy,
-                order.upstreams, order.egress, LocalRecords({}),
+                order.upstreams, order.egress, order.synthetic, LocalRecords({}),
             )  # fmt: skip
             self._by_id[order.guest] = known
             for address in order.addresses:
@@ -142,6 +148,7 @@ class Guests:
                 self._by_text[str(address)] = known
         known.gateways, known.policy, known.told = order.gateways, policy, order.sequence
         known.upstreams, known.egress = order.upstreams, order.egress
+        known.synthetic = order.synthetic
         known.standing.clear()
         known.reconsider()
         known.local = LocalRecords({HOST_ALIAS: order.gateways})
@@ -175,6 +182,15 @@ class Guests:
     def places(self, guest: Guest) -> Places:
         """The machine's addresses as this guest's policy sees them."""
         return Places(host=self._places.host, guests=self._places.guests, dns=guest.gateways)
+
+    def synthetic_address(self, guest: Guest, name: str, version: int, now: float) -> Address:
+        """The address that stands for a name; from now on the guest may go there."""
+        for address in synthetic_addresses(name, version):
+            known = self.pins.names_of(guest.id, address, now)
+            if known in ((), (name,)):
+                break
+        self.pins.learn(guest.id, name, [(address, now + SYNTHETIC_S)], now)
+        return address
 
     def is_public(self, address: Address) -> bool:
         """Whether an address is neither the machine's, nor a guest's, nor special."""

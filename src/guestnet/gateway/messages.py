@@ -41,6 +41,8 @@ class SetGuest(Message):
     policy: str
     #: Resolvers that its questions are put to.
     upstreams: tuple[Address, ...]
+    #: Whether names have addresses of their own for it.
+    synthetic: bool
     #: Interfaces its flows may leave by.
     egress: tuple[str, ...]
 

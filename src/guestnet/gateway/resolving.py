@@ -40,6 +40,9 @@ from ..dns import (
     read_question,
     refusal,
 )
+from ..dns import (
+    addresses as address_answer,
+)
 from ..errors import ConfigError
 from ..flow import Reactor
 from ..model import Decision
@@ -63,6 +66,10 @@ TURN = 64
 _IP_PKTINFO, _IPV6_PKTINFO = 8, 50
 _ANCILLARY_BYTES = 64
 
+_VERSIONS: dict[int, int] = {Rtype.A: 4, Rtype.AAAA: 6}
+#: How long a guest may remember where a name is: it is always there.
+SYNTHETIC_TTL_S = 300
+
 Reply = Callable[[bytes], None]
 
 
@@ -75,6 +82,7 @@ class Resolving:
         udp: tuple[socket.socket, ...],
         tcp: tuple[socket.socket, ...],
         guests: Guests,
+        asking: Asking,
         pinning: Pinning,
         tell: Callable[[Decision], None],
     ) -> None:
@@ -84,7 +92,7 @@ class Resolving:
         self._caches: dict[tuple[Address, ...], Cache] = {}
         self._pinning = pinning
         self._tell = tell
-        self._asking = Asking(reactor)
+        self._asking = asking
         self._streams = Streams(reactor, tcp, guests, self._answer)
         for each in udp:
             reactor.add(each.fileno(), partial(self._on_datagrams, each), select.EPOLLIN)
@@ -144,6 +152,8 @@ class Resolving:
         elif not is_allowed(verdict):
             self._told(guest, question, verdict, protocol)
             fitting(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, verdict.reason))
+        elif guest.synthetic:
+            self._answer_synthetic(guest, question, verdict, fitting, protocol)
         else:
             self._answer_allowed(guest, question, verdict, fitting, protocol)
 
@@ -160,6 +170,18 @@ class Resolving:
                 f"{name} resolves names where no rule sees them; a rule by its name allows it",
             )  # fmt: skip
         return verdict
+
+    def _answer_synthetic(
+        self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
+    ) -> None:
+        """The name's own address; nothing is asked of anybody, so nothing is carried out."""
+        version = _VERSIONS.get(question.qtype)
+        found: tuple[Address, ...] = ()
+        if any(own.version == version for own in guest.addresses) and version is not None:
+            now = self._reactor.now()
+            found = (self._guests.synthetic_address(guest, question.name, version, now),)
+        self._told(guest, question, verdict, protocol, answers=found)
+        reply(address_answer(question, found, SYNTHETIC_TTL_S))
 
     def _answer_allowed(
         self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
@@ -247,24 +269,6 @@ class Resolving:
                 reply(wire)
 
         self._pinning.pin(guest, question.name, addresses, pinned)
-
-    # -- for the relay -----------------------------------------------------------------------
-
-    def resolve(
-        self, guest: Guest, name: str, version: int, done: Callable[[frozenset[Address]], None]
-    ) -> None:
-        """Which addresses a name that the guest spoke really has."""
-        if guest.is_asking_too_much or self._asking.is_full:
-            done(frozenset())
-            return
-        guest.asking += 1
-
-        def answered(result: Response | str) -> None:
-            guest.asking -= 1
-            found = result.addresses if isinstance(result, Response) else ()
-            done(frozenset(address for address, _ttl in found))
-
-        self._asking.ask(guest.upstreams, name, Rtype.A if version == 4 else Rtype.AAAA, answered)
 
     def forget_answers(self) -> None:
         """The machine's addresses changed: what is public may have, too."""

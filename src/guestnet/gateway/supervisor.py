@@ -92,7 +92,12 @@ class Gateway:
         return process.pid if process is not None and process.poll() is None else None
 
     def set_guest(
-        self, attachment: Attachment, upstreams: Iterable[Address], egress: Iterable[str]
+        self,
+        attachment: Attachment,
+        upstreams: Iterable[Address],
+        egress: Iterable[str],
+        *,
+        synthetic: bool,
     ) -> None:
         """Tell of a guest, or of its new policy; returns when that holds."""
         own = (attachment.ipv4, attachment.ipv6)
@@ -107,6 +112,7 @@ class Gateway:
                 policy=attachment.policy,
                 upstreams=tuple(upstreams),
                 egress=tuple(egress),
+                synthetic=synthetic,
             )
             known = self._guests.get(attachment.guest)
             if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:

@@ -13,10 +13,12 @@ from typing import NoReturn
 from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
 from ..model import Decision
+from .asking import Asking
 from .confine import confine
 from .connection import Means
 from .doorway import Doorway
 from .guests import Guests
+from .lookup import Lookup
 from .messages import (
     MAX_LINE_BYTES,
     Decided,
@@ -57,12 +59,14 @@ class Worker:
         self.reactor = Reactor(on_error=_report)
         self.guests = Guests(Pins())
         relay = Relay(self.reactor, pipes=PipePool(), idle_s=IDLE_S)
+        asking = Asking(self.reactor)
         self.pinning = Pinning(self.reactor, self.guests, self.send)
         self.resolving = Resolving(
-            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, self.pinning,
-            self.tell,
+            self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, asking,
+            self.pinning, self.tell,
         )  # fmt: skip
-        means = Means(self.reactor, self.guests, relay, self.resolving.resolve, self.tell)
+        lookup = Lookup(self.reactor, asking)
+        means = Means(self.reactor, self.guests, relay, lookup.resolve, self.tell)
         self.relaying = Relaying(doorway.relay, means)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)

@@ -89,6 +89,7 @@ class LiveNetwork:
             self.spec.dns or (),
             self.spec.bridge or "",
             self.spec.isolate,
+            self.spec.synthetic,
             guests=(*without(self.pools, self._holes), *stray),
         )
 

@@ -130,7 +130,8 @@ class Relays:
     def _tell_guest(self, gateway: Gateway, attachment: Attachment) -> None:
         network = self._ledger.network(attachment.network)
         upstreams = network.spec.dns or host_resolvers(loopback=True)
-        gateway.set_guest(attachment, upstreams, network.egress)
+        synthetic = network.spec.synthetic
+        gateway.set_guest(attachment, upstreams, network.egress, synthetic=synthetic)
 
     def _tell_places(self, gateway: Gateway) -> None:
         host = {*self._site.surroundings().addresses, *self._ledger.gateways()}

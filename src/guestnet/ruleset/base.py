@@ -15,7 +15,8 @@ A packet's way:
    chain, for packets from outside, from the host and from other guests.
 
 What a policy's relay chain redirects to the gateway (*handover*) arrives at the host instead
-(*handed_over*), with the guest's own source address; nobody else gets to the gateway's doors.
+(*handed_over*), with the guest's own source address; nobody else gets to the gateway's doors. On
+a synthetic network all that goes to addresses which stand for names does too.
 
 What comes from elsewhere with a guest's source address is no guest's, and is dropped. An error
 message about a flow (*related*) passes only from an end of that flow.
@@ -32,6 +33,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
+from ..address import SYNTHETIC_IPV4, SYNTHETIC_IPV6
 from ..policy import Group, static_ranges, teredo_ranges, unroutable_groups
 from .names import (
     GROUP_POLICED_MASK,
@@ -140,6 +142,8 @@ _INET_CHAINS = f"""
   set leave6 {{ type ipv6_addr . ifname; flags interval; }}
   set resolver4 {{ type ipv4_addr . ipv4_addr; flags interval; }}
   set resolver6 {{ type ipv6_addr . ipv6_addr; flags interval; }}
+  set synthetic4 {{ type ipv4_addr; flags interval; }}
+  set synthetic6 {{ type ipv6_addr; flags interval; }}
   set shared {{ type ifname . ifname; }}
   set live4 {{ type ipv4_addr . ipv4_addr; }}
   set live6 {{ type ipv6_addr . ipv6_addr; }}
@@ -222,6 +226,10 @@ invalid : goto invalid, untracked : goto invalid }}
   }}
   chain handover {{
     type nat hook prerouting priority dstnat - 1; policy accept;
+    meta iifgroup {_POLICED} ip saddr @synthetic4 ip daddr {SYNTHETIC_IPV4} \
+meta l4proto tcp {TO_RELAY}
+    meta iifgroup {_POLICED} ip6 saddr @synthetic6 ip6 daddr {SYNTHETIC_IPV6} \
+meta l4proto tcp {TO_RELAY}
     meta iifgroup {_POLICED} jump {RELAY_DISPATCH}
   }}
   chain handed_over {{

@@ -36,6 +36,8 @@ _SETS = (
     "resolver6",
     "shared",
     "isolated",
+    "synthetic4",
+    "synthetic6",
     "doors",
     "relay_door",
     "resolver_door",
@@ -65,6 +67,8 @@ class NetworkPlaces:
     bridge: str = ""
     #: Whether its guests are kept from each other there.
     isolated: bool = True
+    #: Whether names have addresses of their own there.
+    synthetic: bool = False
     #: What counts as guests, where it is not the pools: without the parts that the host uses
     #: itself, but with those guests who were there before the host came to use them.
     guests: tuple[Network, ...] | None = None
@@ -132,6 +136,9 @@ def _network_members(network: NetworkPlaces, members: dict[str, list[str]]) -> N
         members["guests6"].append(range6(int(part6.network_address), int(part6.broadcast_address)))
     low = list(collapse_addresses(p for p in network.pools if isinstance(p, IPv4Network)))
     high = list(collapse_addresses(p for p in network.pools if isinstance(p, IPv6Network)))
+    if network.synthetic:
+        members["synthetic4"] += [str(pool) for pool in low]
+        members["synthetic6"] += [str(pool) for pool in high]
     for pool in low:
         members["leave4"] += [f'{pool} . "{device}"' for device in network.egress]
         members["resolver4"] += [

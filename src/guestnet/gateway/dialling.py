@@ -1,0 +1,134 @@
+"""Connecting to the other end: to one address, or to the first of several that answers.
+
+Where the gateway resolved a name itself it races the addresses as RFC 8305 wants it: IPv6 first,
+the families in turn, the next one a moment after the last, and at once where one refuses.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from itertools import chain, zip_longest
+
+from ..flow import Reactor, Timer
+
+Address = IPv4Address | IPv6Address
+
+#: How long the other end may take to answer (the kernel's own limit is two minutes).
+DIAL_S = 20.0
+#: How long one address has a head start (RFC 8305 section 5).
+ATTEMPT_S = 0.25
+#: Addresses that are tried; a name may have hundreds.
+MAX_TARGETS = 8
+
+#: What came of it: a connected socket and its address, or none and why.
+Dialled = Callable[[socket.socket | None, Address | None, OSError | None], None]
+
+
+class Dialling:
+    """One attempt to get through; `done` is called once, unless it is cancelled before."""
+
+    __slots__ = (
+        "_deadline", "_device", "_done", "_error", "_left", "_next", "_open", "_port", "_reactor",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        targets: Sequence[Address],
+        port: int,
+        device: str | None,
+        done: Dialled,
+    ) -> None:
+        """`device` is the interface to leave by, where there is but one."""
+        self._reactor = reactor
+        self._port = port
+        self._device = device
+        self._done = done
+        self._left = list(targets[:MAX_TARGETS])
+        self._open: dict[socket.socket, Address] = {}
+        self._error = OSError(errno.EADDRNOTAVAIL, "no address")
+        self._next: Timer | None = None
+        self._deadline = reactor.call_later(DIAL_S, self._late)
+
+    def start(self) -> None:
+        """Try the next address."""
+        while self._left:
+            address = self._left.pop(0)
+            try:
+                self._try(address)
+            except OSError as error:
+                self._error = error
+                continue
+            if self._left:
+                self._next = self._reactor.call_later(ATTEMPT_S, self.start)
+            return
+        if not self._open:
+            self._finish(None, None, self._error)
+
+    def cancel(self) -> None:
+        """Give up, and say nothing."""
+        self._deadline.cancel()
+        self._wait_no_more()
+        for each in list(self._open):
+            self._take(each).close()
+
+    def _try(self, address: Address) -> None:
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            if self._device is not None:
+                device = self._device.encode()
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+            with suppress(BlockingIOError):
+                server.connect((str(address), self._port))
+        except OSError:
+            server.close()
+            raise
+        self._open[server] = address
+        self._reactor.add(server.fileno(), partial(self._answered, server), select.EPOLLOUT)
+
+    def _answered(self, server: socket.socket, _events: int) -> None:
+        code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        address = self._open[server]
+        self._take(server)
+        if not code:
+            self._finish(server, address, None)
+            return
+        server.close()
+        self._error = OSError(code, errno.errorcode.get(code, str(code)))
+        self._wait_no_more()
+        self.start()
+
+    def _late(self) -> None:
+        self._finish(None, None, OSError(errno.ETIMEDOUT, "timed out"))
+
+    def _finish(
+        self, server: socket.socket | None, address: Address | None, error: OSError | None
+    ) -> None:
+        self.cancel()
+        self._done(server, address, error)
+
+    def _take(self, server: socket.socket) -> socket.socket:
+        del self._open[server]
+        with suppress(KeyError, OSError):
+            self._reactor.remove(server.fileno())
+        return server
+
+    def _wait_no_more(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+
+def in_turn(addresses: Iterable[Address]) -> list[Address]:
+    """IPv6 first, and the families in turn (RFC 8305 section 4)."""
+    known = list(addresses)
+    six, four = ([each for each in known if each.version == version] for version in (6, 4))
+    pairs = chain.from_iterable(zip_longest(six, four))
+    return [each for each in pairs if each is not None]
