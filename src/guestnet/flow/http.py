@@ -58,8 +58,11 @@ class Head:
     """Bytes up to the end of the blank line."""
 
 
-def read_request_head(data: bytes) -> Head | None:
+def read_request_head(data: bytes, before: int = 0) -> Head | None:
     """The request head at the start of `data`, or `None` while more bytes are needed.
+
+    For its first `before` bytes that was the answer already: their lines are not read again before
+    the head has ended, or one that comes in single bytes would cost its length squared.
 
     Raises `NotHttp` at the first line that no further byte could save: for another protocol than
     HTTP mostly at its first byte.
@@ -67,24 +70,32 @@ def read_request_head(data: bytes) -> Head | None:
     window = data[:MAX_HEAD_BYTES]
     request: tuple[bytes, bytes, bytes] | None = None
     hosts: list[bytes] = []
-    start = 0
+    start = _unread(window, before)
     _check_method(window)
     while (end := window.find(b"\r\n", start)) >= 0:
         line = window[start:end]
-        start = end + 2
-        if request is None:
+        if start == 0:
             request = _read_request_line(line)
-        elif line:
+        elif line or request is None:
             name, value = _read_field(line)
             if name == b"host":
                 hosts.append(value)
         else:
-            return _head(request, hosts, start)
+            return _head(request, hosts, end + 2)
+        start = end + 2
     # Of an unfinished line, the last byte may be the first half of its end.
     _check_bytes(window[start:].removesuffix(b"\r"))
     if len(data) >= MAX_HEAD_BYTES:
         _refuse("the head is too long")
     return None
+
+
+def _unread(window: bytes, before: int) -> int:
+    """Where to begin: at the last line that was begun before, at the front if the head is whole."""
+    if window.find(b"\r\n\r\n", max(before - 3, 0)) >= 0:
+        return 0
+    last = window.rfind(b"\r\n", 0, before)
+    return 0 if last < 0 else last + 2
 
 
 def _check_method(window: bytes) -> None:
