@@ -35,7 +35,13 @@ FRONT = {"__init__", "__main__"}
 
 PURE = {"policy", "address", "ruleset", "plan", "dns"}
 #: Of a room whose loops own sockets, the files that read what guests wrote.
-PURE_FILES = {"flow/first.py", "flow/hello.py", "flow/http.py", "flow/spoken.py"}
+PURE_FILES = {
+    "flow/first.py",
+    "flow/hello.py",
+    "flow/http.py",
+    "flow/requests.py",
+    "flow/spoken.py",
+}
 #: Time, randomness, the machine: they arrive in a pure room as arguments.
 WORLD = {
     *("asyncio", "ctypes", "fcntl", "http", "multiprocessing", "os", "pathlib", "random"),

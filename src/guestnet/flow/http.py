@@ -1,10 +1,15 @@
-"""Whom an HTTP/1 client asks for: the head of its first request.
+"""Whom an HTTP/1 client asks for, and how much it says: the head of a request.
 
 The grammar is RFC 9112's without its leniencies, each of which has let someone say one host to a
 filter and another to the server behind it:
 
     blank lines before the request (section 2.2), LF alone as line end (2.2), folded lines (5.2),
     a target whose authority is not the Host (3.2.2), Host twice or not at all (3.2), `name :` (5.1)
+
+or, in what says where the next request begins (section 6):
+
+    Content-Length twice or beside Transfer-Encoding, or as anything but digits; a coding other than
+    `chunked`, or in HTTP/1.0
 
 `CONNECT` and HTTP/2's preface are no requests that a host answers here.
 """
@@ -30,6 +35,9 @@ _WORD = re.compile(_TOKEN)
 _BAD_BYTE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(?:[/?#].*)?", re.IGNORECASE)
 _AUTHORITY = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:@]+))(?::(?P<port>.*))?")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+#: Headers that say where a request goes and where it ends.
+_FIELDS = (b"host", b"content-length", b"transfer-encoding", b"upgrade")
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 
 
@@ -56,6 +64,10 @@ class Head:
     """`host` is an IP address, not a name."""
     length: int
     """Bytes up to the end of the blank line."""
+    body: int | None = 0
+    """Bytes of the body that follows. `None`: it comes in chunks."""
+    websocket: bool = False
+    """It asks for a WebSocket (RFC 6455 section 4.1) in the place of further requests."""
 
 
 def read_request_head(data: bytes, before: int = 0) -> Head | None:
@@ -69,7 +81,7 @@ def read_request_head(data: bytes, before: int = 0) -> Head | None:
     """
     window = data[:MAX_HEAD_BYTES]
     request: tuple[bytes, bytes, bytes] | None = None
-    hosts: list[bytes] = []
+    fields: dict[bytes, list[bytes]] = {name: [] for name in _FIELDS}
     start = _unread(window, before)
     _check_method(window)
     while (end := window.find(b"\r\n", start)) >= 0:
@@ -78,10 +90,10 @@ def read_request_head(data: bytes, before: int = 0) -> Head | None:
             request = _read_request_line(line)
         elif line or request is None:
             name, value = _read_field(line)
-            if name == b"host":
-                hosts.append(value)
+            if name in fields:
+                fields[name].append(value)
         else:
-            return _head(request, hosts, end + 2)
+            return _head(request, fields, end + 2)
         start = end + 2
     # Of an unfinished line, the last byte may be the first half of its end.
     _check_bytes(window[start:].removesuffix(b"\r"))
@@ -136,8 +148,11 @@ def _read_field(line: bytes) -> tuple[bytes, bytes]:
     return name.lower(), value.strip(b" \t")
 
 
-def _head(request: tuple[bytes, bytes, bytes], hosts: list[bytes], length: int) -> Head:
+def _head(
+    request: tuple[bytes, bytes, bytes], fields: dict[bytes, list[bytes]], length: int
+) -> Head:
     method, target, version = request
+    hosts = fields[b"host"]
     if len(hosts) > 1:
         _refuse("more than one Host")
     if not hosts and version != b"HTTP/1.0":
@@ -147,7 +162,24 @@ def _head(request: tuple[bytes, bytes, bytes], hosts: list[bytes], length: int) 
     if absolute and (place is None or _read_authority(absolute[1]) != place):
         _refuse("the target's host is not the Host")
     host, port, is_address = place or (None, None, False)
-    return Head(method.decode("ascii"), target.decode("ascii"), host, port, is_address, length)
+    return Head(
+        method.decode("ascii"), target.decode("ascii"), host, port, is_address, length,
+        _read_body(version, fields[b"content-length"], fields[b"transfer-encoding"]),
+        [value.lower() for value in fields[b"upgrade"]] == [b"websocket"],
+    )  # fmt: skip
+
+
+def _read_body(version: bytes, lengths: list[bytes], codings: list[bytes]) -> int | None:
+    """Bytes of the body, or `None` for chunks (RFC 9112 section 6.3)."""
+    if codings:
+        if lengths or version == b"HTTP/1.0" or [c.lower() for c in codings] != [b"chunked"]:
+            _refuse("Transfer-Encoding beside Content-Length, in HTTP/1.0, or not just chunked")
+        return None
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        _refuse("more than one Content-Length, or one that is no number")
+    return int(lengths[0])
 
 
 def _read_authority(raw: bytes) -> tuple[str, int | None, bool]:
