@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 from .hello import read_client_hello
@@ -11,20 +12,32 @@ from .http import read_request_head
 _SSH = b"SSH-"
 
 
-def first_name(data: bytes) -> str | None:
-    """The name that a client's first bytes speak: `None` is too early to say, empty is none.
+@dataclass(frozen=True, slots=True)
+class First:
+    """What a client's first bytes are."""
+
+    name: str
+    """The host that they name; empty where they name none."""
+    is_http: bool = False
+    """They are an HTTP request, and another may follow that names another host."""
+
+
+def read_first(data: bytes, before: int = 0) -> First | None:
+    """What a client's first bytes are, or `None` while it is too early to say.
+
+    For the first `before` of them it was too early: they need not be read again.
 
     Raises `NotHello` or `NotHttp` where they are neither, and no protocol without names.
     """
     if data[:1] == b"\x16":
         hello = read_client_hello(data)
-        return None if hello is None else hello.server_name or ""
+        return None if hello is None else First(hello.server_name or "")
     if data[:4] == _SSH:
-        return ""
+        return First("")
     if _SSH.startswith(data):
         return None
-    head = read_request_head(data)
-    return None if head is None else head.host or ""
+    head = read_request_head(data, before)
+    return None if head is None else First(head.host or "", is_http=True)
 
 
 def is_address(host: str) -> bool:

@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from .pipes import PipePool
 from .reactor import Reactor, Timer
-from .way import COPY_BYTES, Way
+from .way import COPY_BYTES, Refused, Screen, Way
 
 #: A silent peer is asked after a minute, and lost after another: before most NATs forget it.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 15, 4
@@ -38,6 +38,8 @@ class Reason(StrEnum):
     SERVER_FAILED = "server failed"
     #: Nothing moved for `idle_s`.
     IDLE = "idle"
+    #: A screen refused what it saw.
+    REFUSED = "refused"
     #: `Flow.close`.
     CLOSED = "closed"
     #: The machine refused to watch a socket, or a fault of ours.
@@ -89,13 +91,17 @@ class Relay:
         server: socket.socket,
         to_server: bytes = b"",
         on_end: OnEnd | None = None,
+        screens: tuple[Screen, Screen] | None = None,
     ) -> Flow:
         """Relay between two non-blocking TCP sockets, which are the relay's from here on.
 
         `to_server` was read from the client already and goes first. The server's connect may still
-        be under way. A socket that cannot be watched ends the flow, like any failure of one.
+        be under way. `screens` look at what comes from the client, and from the server. A socket
+        that cannot be watched ends the flow, like any failure of one.
         """
         flow = Flow(self, client, server, to_server, on_end or self._on_end)
+        if screens is not None:
+            flow._up.screen, flow._down.screen = screens
         self._flows.add(flow)
         flow._begin()
         return flow
@@ -214,6 +220,9 @@ class Flow:
             if down.sink_error and not up.source_error:
                 up.fail_source(down.sink_error)
                 up_goes_on = up.pump(relay.pipes, relay._scratch)
+        except Refused:
+            self._end(Reason.REFUSED)
+            return
         except BaseException:
             self._end(Reason.FAULT)
             raise

@@ -20,6 +20,7 @@ import errno
 import os
 import socket
 from contextlib import suppress
+from typing import Protocol
 
 from .pipes import Pipe, PipePool
 
@@ -32,12 +33,26 @@ COPY_BYTES = 64 * 1024
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
+class Refused(Exception):  # noqa: N818 - an outcome of looking, not a fault
+    """A screen does not let the flow go on."""
+
+
+class Screen(Protocol):
+    """Looks at what a source says."""
+
+    done: bool
+    """The rest need not be looked at."""
+
+    def take(self, data: bytes) -> bytes:
+        """What may go on, of this and of what was held back before; raises `Refused`."""
+
+
 class Way:
     """One direction of a flow."""
 
     __slots__ = (
-        "copies", "done", "early", "ended", "moved", "pipe", "readable", "sink", "sink_error",
-        "source", "source_error", "writable",
+        "copies", "done", "early", "ended", "moved", "pipe", "readable", "screen", "sink",
+        "sink_error", "source", "source_error", "writable",
     )  # fmt: skip
 
     def __init__(self, source: socket.socket, sink: socket.socket, early: bytes) -> None:
@@ -53,6 +68,8 @@ class Way:
         self.done = False
         #: Moved without a pipe from here on.
         self.copies = False
+        #: Looks at every byte before it goes on, as long as it wants to.
+        self.screen: Screen | None = None
         self.moved = 0
         self.source_error = self.sink_error = 0
 
@@ -116,6 +133,8 @@ class Way:
 
     def _fetch(self, pipes: PipePool, scratch: memoryview, most: int) -> int:
         """Fill a pipe from the source; returns how many bytes came."""
+        if self.screen is not None:
+            return self._look(self.screen, most)
         pipe = None if self.copies else pipes.take()
         if pipe is None:
             return self._copy(pipes, scratch, most)
@@ -165,6 +184,24 @@ class Way:
         self.moved += sent
         self._discard(scratch, sent)
         return sent
+
+    def _look(self, screen: Screen, most: int) -> int:
+        """Read what somebody wants to see before it goes on."""
+        try:
+            data = self.source.recv(min(most, COPY_BYTES))
+        except BlockingIOError:
+            self.readable = False
+            return 0
+        except OSError as error:
+            self._fail_source(error)
+            return 0
+        if not data:
+            self.ended = True
+            return 0
+        self.early = screen.take(data)
+        if screen.done:
+            self.screen = None
+        return len(data)
 
     def _discard(self, scratch: memoryview, count: int) -> None:
         """Take from the source what has been given already; MSG_TRUNC does not copy it (tcp(7))."""

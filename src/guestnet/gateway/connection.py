@@ -23,12 +23,24 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
 from ..address import is_synthetic
 from ..errors import ConfigError
-from ..flow import NotHello, NotHttp, Reactor, Relay, Timer, first_name, is_address
+from ..flow import (
+    First,
+    Head,
+    NotHello,
+    NotHttp,
+    Reactor,
+    Reason,
+    Refused,
+    Relay,
+    Timer,
+    is_address,
+    read_first,
+)
 from ..flow.relay import Ended, Flow
 from ..model import Decision
 from ..policy import (
@@ -45,6 +57,7 @@ from ..policy import (
 )
 from .dialling import Dialling, in_turn
 from .guests import Guest, Guests, is_allowed
+from .screening import Screening
 
 Address = IPv4Address | IPv6Address
 
@@ -77,8 +90,8 @@ class Connection:
     """One connection of a guest, from its arrival to its end."""
 
     __slots__ = (
-        "_buffer", "_client", "_dialling", "_flow", "_left", "_means", "_stands_for", "_timer",
-        "address", "began", "guest", "name", "port", "verdict",
+        "_buffer", "_client", "_dialling", "_first", "_flow", "_left", "_means", "_stands_for",
+        "_timer", "address", "began", "guest", "name", "port", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +110,7 @@ class Connection:
         self._flow: Flow | None = None
         self._timer: Timer | None = None
         self._buffer = b""
+        self._first: First | None = None
         #: The name that a synthetic address stands for.
         self._stands_for = ""
         self.guest = guest
@@ -149,16 +163,18 @@ class Connection:
             if not data:
                 self._silent()
                 return
+            before = len(self._buffer)
             self._buffer += data
             try:
-                spoken = first_name(self._buffer)
+                first = read_first(self._buffer, before)
             except (NotHello, NotHttp) as error:
                 self._undecidable(
                     "unreadable", f"no name can be read from its first bytes: {error}"
                 )
                 return
-            if spoken is not None:
-                self._decide_spoken(spoken)
+            if first is not None:
+                self._first = first
+                self._decide_spoken(first.name)
                 return
             if len(self._buffer) >= PEEK_BYTES:
                 self._undecidable("unreadable", f"no name in its first {PEEK_BYTES} bytes")
@@ -339,8 +355,46 @@ class Connection:
                 server.close()
                 self._end(self.verdict, self.verdict.reason)
                 return
-        first, self._buffer = self._buffer, b""
-        self._flow = self._means.relay.start(client, server, first, self._relayed)
+        said, self._buffer = self._buffer, b""
+        screens = None
+        if self._is_screened():
+            screening = Screening(self._may_ask)
+            screens = (screening, screening.answers)
+            try:
+                said = screening.take(said)
+            except Refused:
+                server.close()
+                self._client = client
+                self.reset(Reason.REFUSED)
+                return
+        self._flow = self._means.relay.start(client, server, said, self._relayed, screens)
+
+    def _is_screened(self) -> bool:
+        """Whether further requests may follow that name other hosts."""
+        is_http = self._first is not None and self._first.is_http
+        return is_http and self.guest.policy.mode is Mode.ENFORCE
+
+    def _may_ask(self, asked: Head | NotHttp) -> bool:
+        """Whether a request on an allowed connection may be made; one that may not is told."""
+        if isinstance(asked, NotHttp):
+            reason = f"a later request cannot be read: {asked}"
+            self._tell(Verdict(Action.DENY, None, "unreadable", None, reason), reason, name="")
+            return False
+        host = asked.host or ""
+        if self._first is None or host == self._first.name:
+            return True
+        name = None
+        if host and not asked.is_address:
+            guests, now = self._means.guests, self._means.reactor.now()
+            is_its = self.address in guests.pins.addresses_of(self.guest.id, host, now)
+            name = FlowName(host, verified=is_its)
+        verdict = self._means.guests.decide(self.guest, self.address, self.port, name)
+        if self._stands_for or not is_allowed(verdict):
+            reason = f"{verdict.reason}; a later request on a connection to {self._first.name}"
+            denied = replace(verdict, action=Action.DENY, reason=reason)
+            self._tell(denied, reason, name=host)
+            return False
+        return True
 
     def _relayed(self, ended: Ended) -> None:
         self._left(self)
@@ -375,7 +429,9 @@ class Connection:
         self._left(self)
         self._tell(verdict, reason)
 
-    def _tell(self, verdict: Verdict, reason: str, up: int = 0, down: int = 0) -> None:
+    def _tell(
+        self, verdict: Verdict, reason: str, up: int = 0, down: int = 0, name: str | None = None
+    ) -> None:
         omitted = self.guest.share.take(time.time(), reports=self.guest.policy.mode is Mode.REPORT)
         if omitted is None:
             return
@@ -387,7 +443,7 @@ class Connection:
                 network=self.guest.network,
                 kind="flow",
                 protocol="tcp",
-                name=self.name.name if self.name is not None else "",
+                name=name if name is not None else self.name.name if self.name else "",
                 address=self.address,
                 port=self.port,
                 verdict=verdict.action.value,
