@@ -96,7 +96,7 @@ def read_request_head(data: bytes, before: int = 0) -> Head | None:
             return _head(request, fields, end + 2)
         start = end + 2
     # Of an unfinished line, the last byte may be the first half of its end.
-    _check_bytes(window[start:].removesuffix(b"\r"))
+    _check_bytes(window[max(start, before - 1) :].removesuffix(b"\r"))
     if len(data) >= MAX_HEAD_BYTES:
         _refuse("the head is too long")
     return None
