@@ -56,6 +56,21 @@ FORBIDDEN = _server("forbidden", "forbidden.example.test", "151.101.1.69", "2a04
 RESOLVER = _server("resolver", "resolver.example.test", "8.8.8.8", "2001:4860:4860::8888")
 #: Where `lab.liar` answers, if a test starts it: it says what no resolver should.
 LIAR = _server("liar", "liar.example.test", "9.9.9.9", "2620:fe::fe")
+#: Where `lab.workshop` works, if a test starts it: by a name that leads to one family, and under
+#: one more that a policy for the others leaves out.
+WORKSHOPS = tuple(
+    _server(
+        f"tools{version}",
+        f"tools{version}.example.test",
+        ipv4,
+        ipv6,
+        (f"index{version}.pkg.test", f"tools{version}.other.test"),
+    )
+    for version, ipv4, ipv6 in (
+        (4, "185.199.108.153", None),
+        (6, None, "2606:50c0:8000::153"),
+    )
+)
 #: Addresses of somebody's private network, reachable through the uplink if nothing forbids it.
 PRIVATE = _server("private", "private.example.test", "10.20.30.40", "fd77::40")
 #: Cloud metadata services, which answer so that a leak shows.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from . import processes
-from .addresses import REBINDING, RESOLVER, SERVERS, Server
+from .addresses import REBINDING, RESOLVER, SERVERS, WORKSHOPS, Server
 from .certificates import Certificates
 from .netns import Namespace
 from .servers import Arrival
@@ -21,7 +21,9 @@ from .servers import Arrival
 #: Seconds for an interpreter to start and some 70 sockets to open, on a loaded machine.
 START_TIMEOUT_S = 20.0
 #: What the lab's resolver knows.
-ZONE = {name: server.addresses for server in SERVERS for name in server.names} | REBINDING
+ZONE = {
+    name: server.addresses for server in (*SERVERS, *WORKSHOPS) for name in server.names
+} | REBINDING
 
 
 class Servers:

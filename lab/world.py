@@ -23,6 +23,7 @@ from .addresses import (
     SITE_IPV4,
     SITE_IPV6,
     UPLINK,
+    WORKSHOPS,
     Server,
 )
 from .capture import Capture
@@ -31,6 +32,7 @@ from .internet import Servers
 from .liar import Liar
 from .netns import Namespace, veth
 from .servers import Arrival
+from .workshop import Workshop
 
 
 class World:
@@ -48,7 +50,7 @@ class World:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self.certificates = certificates(SERVERS)
+            self.certificates = certificates((*SERVERS, *WORKSHOPS))
             self.internet = stack.enter_context(Namespace("internet"))
             resolvers = [str(address) for address in RESOLVER.addresses]
             self.site = stack.enter_context(Namespace("site", nameservers=resolvers))
@@ -71,6 +73,17 @@ class World:
             *(f"address add {a}/{a.max_prefixlen} dev lo" for a in LIAR.addresses),
         )
         return self._stack.enter_context(Liar(self.internet))
+
+    def open_workshops(self) -> dict[int, Workshop]:
+        """Start the workshops, by the family of their address; they end with the world."""
+        found: dict[int, Workshop] = {}
+        for server in WORKSHOPS:
+            (address,) = server.addresses
+            self.internet.ip(f"address add {address}/{address.max_prefixlen} dev lo")
+            leaf = self.certificates.leaf(server.label)
+            workshop = Workshop(self.internet, address, leaf)
+            found[address.version] = self._stack.enter_context(workshop)
+        return found
 
     def serve(self, namespace: Namespace, server: Server) -> Servers:
         """Play a server elsewhere, as on the site itself; its addresses must be there already."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from ..errors import ConfigError
+from ..gateway.connection import SPEAKING_PORTS
 from ..kernel.conntrack import Tracked
 from ..kernel.site import Site
 from ..model import Attachment, Topology
@@ -113,19 +115,23 @@ class Explainer:
     def suggest(self, attachment: Attachment, seen: Seen, *, suffixes: bool) -> Policy:
         """The smallest policy that allows what a guest was seen to use above the floor."""
         guest = attachment.guest
-        found = [
-            (protocol, port, address, name) for protocol, port, address, name in seen.flows(guest)
-        ]
+        found: list[tuple[Protocol, int, Address, Iterable[str]]] = []
+        for protocol, port, address, name in seen.flows(guest):
+            found.append((protocol, port, address, [name]))
+            if name and port not in SPEAKING_PORTS:
+                # Nobody said this name: all that lead there will have to agree (`decide_pinned`).
+                found.append((protocol, port, address, seen.names_of(guest, address)))
         for own in (attachment.ipv4, attachment.ipv6):
             for peer, number, port in self._site.seen(own.ip) if own is not None else ():
                 protocol = NUMBERED.get(number, Protocol.ANY)
-                found.append((protocol, port, peer, seen.name_of(guest, peer)))
+                names = seen.names_of(guest, peer)
+                found.append((protocol, port, peer, names or [""]))
         flows = []
-        for protocol, port, address, name in found:
+        for protocol, port, address, each in found:
             group = classify(address, self._places(attachment, address))
             if group not in FLOOR:
-                known = name if group is Group.PUBLIC else ""
-                flows.append(SeenFlow(protocol, port or None, address, known))
+                known = each if group is Group.PUBLIC else [""]
+                flows += [SeenFlow(protocol, port or None, address, name) for name in known]
         return suggest(flows, seen.questions(guest), suffixes=suffixes)
 
     def allows(self, attachment: Attachment, flow: Tracked, name: FlowName | None) -> bool:

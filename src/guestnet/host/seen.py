@@ -26,8 +26,8 @@ class _Guest:
         default_factory=OrderedDict
     )
     questions: OrderedDict[str, None] = field(default_factory=OrderedDict)
-    #: The name that each address was last told for.
-    names: OrderedDict[Address, str] = field(default_factory=OrderedDict)
+    #: (address, name) that it was told for.
+    names: OrderedDict[tuple[Address, str], None] = field(default_factory=OrderedDict)
 
 
 class Seen:
@@ -46,7 +46,7 @@ class Seen:
             if decision.kind == "dns":
                 _remember(guest.questions, decision.name, None)
                 for address in decision.answers:
-                    _remember(guest.names, address, decision.name)
+                    _remember(guest.names, (address, decision.name), None)
             elif decision.address is not None:
                 protocol = Protocol(decision.protocol)
                 key = (protocol, decision.port, decision.address, decision.name)
@@ -62,10 +62,10 @@ class Seen:
         with self._lock:
             return list(self._guests.get(guest, _Guest()).questions)
 
-    def name_of(self, guest: str, address: Address) -> str:
-        """The name that an address was last told for, or empty."""
+    def names_of(self, guest: str, address: Address) -> list[str]:
+        """The names that an address was told for."""
         with self._lock:
-            return self._guests.get(guest, _Guest()).names.get(address, "")
+            return [n for a, n in self._guests.get(guest, _Guest()).names if a == address]
 
     def forget(self, guest: str) -> None:
         """Forget a guest."""
