@@ -115,17 +115,17 @@ class Explainer:
     def suggest(self, attachment: Attachment, seen: Seen, *, suffixes: bool) -> Policy:
         """The smallest policy that allows what a guest was seen to use above the floor."""
         guest = attachment.guest
+        names = seen.names(guest)
         found: list[tuple[Protocol, int, Address, Iterable[str]]] = []
         for protocol, port, address, name in seen.flows(guest):
             found.append((protocol, port, address, [name]))
             if name and port not in SPEAKING_PORTS:
                 # Nobody said this name: all that lead there will have to agree (`decide_pinned`).
-                found.append((protocol, port, address, seen.names_of(guest, address)))
+                found.append((protocol, port, address, names.get(address, [])))
         for own in (attachment.ipv4, attachment.ipv6):
             for peer, number, port in self._site.seen(own.ip) if own is not None else ():
                 protocol = NUMBERED.get(number, Protocol.ANY)
-                names = seen.names_of(guest, peer)
-                found.append((protocol, port, peer, names or [""]))
+                found.append((protocol, port, peer, names.get(peer, [""])))
         flows = []
         for protocol, port, address, each in found:
             group = classify(address, self._places(attachment, address))

@@ -17,6 +17,9 @@ _Value = TypeVar("_Value")
 
 #: Different flows, names and addresses of one guest that are remembered; the oldest goes.
 REMEMBERED = 4096
+#: Names of one address that a suggestion is made with: a guest may own a zone in which every name
+#: leads to one address, and each of its flows would count under all of them.
+NAMES_OF_ADDRESS = 32
 
 
 @dataclass(slots=True)
@@ -62,10 +65,16 @@ class Seen:
         with self._lock:
             return list(self._guests.get(guest, _Guest()).questions)
 
-    def names_of(self, guest: str, address: Address) -> list[str]:
-        """The names that an address was told for."""
+    def names(self, guest: str) -> dict[Address, list[str]]:
+        """The names that each address was told for, the last `NAMES_OF_ADDRESS` of them."""
+        found: dict[Address, list[str]] = {}
         with self._lock:
-            return [n for a, n in self._guests.get(guest, _Guest()).names if a == address]
+            told = list(self._guests.get(guest, _Guest()).names)
+        for address, name in reversed(told):
+            names = found.setdefault(address, [])
+            if len(names) < NAMES_OF_ADDRESS:
+                names.append(name)
+        return found
 
     def forget(self, guest: str) -> None:
         """Forget a guest."""
