@@ -85,9 +85,11 @@ class Stage:
         id = f"vm-{next(self._numbers)}"
         namespace = self.world.add_guest(id, nameservers=["1.1.1.1", "2606:4700:4700::1111"])
         attached = self.host.attach(id, network=network, netns=namespace.path, policy=policy)
-        yield Guest(self, attached, namespace)
-        self.host.detach(id)
-        namespace.delete()
+        try:
+            yield Guest(self, attached, namespace)
+        finally:
+            self.host.detach(id)
+            namespace.delete()
 
 
 def eventually(found: Callable[[], T | None]) -> T:
