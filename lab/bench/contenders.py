@@ -39,8 +39,8 @@ class Contender:
     words: str
     guest: Namespace
     far: Namespace
-    #: Of the process that moves the bytes; `None` where the kernel does.
-    pid: int | None = None
+    #: Of the processes that move the bytes; none where the kernel does.
+    pids: tuple[int, ...] = ()
     #: Where the guest's questions go.
     resolver: str = ""
 
@@ -71,12 +71,16 @@ def _attached(stage: Stage, host: Host, words: str, policy: str) -> Contender:
     resolver = str(attachment.gateway_ipv4)
     gateway = host._relays.gateway  # what it costs is asked of the kernel, by its pid
     if gateway is None or SUFFIX not in policy:
-        return Contender(words, guest, stage.far, None, resolver)
+        return Contender(words, guest, stage.far, (), resolver)
     deadline = time.monotonic() + _READY_S
+    while not all(worker.awaited for worker in gateway.workers):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the gateway's workers do not get ready")
+        time.sleep(0.02)
     while str(FAR_IPV4) not in _dig(guest, resolver):
         if time.monotonic() > deadline:
             raise RuntimeError(f"{NAME} is not resolved for {words}")
-    return Contender(words, guest, stage.far, gateway.pid, resolver)
+    return Contender(words, guest, stage.far, gateway.pids, resolver)
 
 
 def _dig(guest: Namespace, resolver: str) -> str:
@@ -97,7 +101,7 @@ def slirp4netns(mtu: int) -> Iterator[Contender]:
         guest = stage.add_guest()
         command = ["slirp4netns", "--configure", "--mtu", str(mtu), "--netns-type", "path"]
         with _beside(stage, guest, [*command, str(guest.path), "tap0"]) as pid:
-            yield Contender(f"slirp4netns, MTU {mtu}", guest, stage.far, pid)
+            yield Contender(f"slirp4netns, MTU {mtu}", guest, stage.far, (pid,))
 
 
 @contextlib.contextmanager
@@ -117,7 +121,7 @@ def pasta(mtu: int) -> Iterator[Contender]:
         command += ["--mtu", str(mtu), "--tcp-ports", "none", "--udp-ports", "none"]
         command += ["--tcp-ns", "none", "--udp-ns", "none", "--netns", str(guest.path)]
         with _beside(stage, guest, command) as pid:
-            yield Contender(f"pasta, MTU {mtu}", guest, stage.far, pid)
+            yield Contender(f"pasta, MTU {mtu}", guest, stage.far, (pid,))
 
 
 @contextlib.contextmanager
@@ -154,7 +158,7 @@ def dnsmasq() -> Iterator[Contender]:
         process = stage.site.popen([*command, "--user=root"])
         try:
             _await(lambda: str(FAR_IPV4) in _dig(side.guest, "172.16.0.1"), process, "dnsmasq")
-            yield Contender("dnsmasq", side.guest, side.far, process.pid, "172.16.0.1")
+            yield Contender("dnsmasq", side.guest, side.far, (process.pid,), "172.16.0.1")
         finally:
             processes.stop(process)
 
@@ -181,7 +185,10 @@ def _await(ready: Callable[[], bool], process: subprocess.Popen[bytes], what: st
         time.sleep(0.02)
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processors (proc(5), utime and stime of its stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """What processes have used of the processors (proc(5), utime and stime of their stat)."""
+    used = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += int(fields[11]) + int(fields[12])
+    return used / os.sysconf("SC_CLK_TCK")

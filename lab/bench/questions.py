@@ -67,16 +67,16 @@ def _contenders(stack: contextlib.ExitStack) -> Iterator[Contender]:
 def _round(samples: Samples, names: Path, directory: Path, seconds: float) -> None:
     """Misses of names never asked before, then hits of names all asked before."""
     contender = samples.contender
-    used = contenders.cpu_seconds(contender.pid or 0)
+    used = contenders.cpu_seconds(contender.pids)
     fresh = _fresh(directory, seconds)
     misses = _dnsperf(contender, fresh, seconds, "-n", "1")
-    used, before = contenders.cpu_seconds(contender.pid or 0), used
+    used, before = contenders.cpu_seconds(contender.pids), used
     samples.add({"misses": misses["rate"], "miss cpu": (used - before) / misses["answered"]})
     samples.add(_latency(contender, "miss", secrets.token_hex(4), seconds))
     _dnsperf(contender, names, 5.0, "-n", "1")
-    used = contenders.cpu_seconds(contender.pid or 0)
+    used = contenders.cpu_seconds(contender.pids)
     hits = _dnsperf(contender, names, seconds)
-    used, before = contenders.cpu_seconds(contender.pid or 0), used
+    used, before = contenders.cpu_seconds(contender.pids), used
     samples.add({"hits": hits["rate"], "hit cpu": (used - before) / hits["answered"]})
     samples.add(_latency(contender, "hit", "", seconds))
     samples.add({"failed": misses["failed"] + hits["failed"]})

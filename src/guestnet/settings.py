@@ -28,12 +28,16 @@ SOCKET_NAME = "guestnet.sock"
 #: sun_path of sockaddr_un is 108 bytes with its terminating zero (linux/un.h).
 SOCKET_PATH_MAX_BYTES = 107
 
-#: Settings that are one text each, and the variable that overrides the file's.
+#: Workers of the gateway that may be asked for: more than any machine's relay needs.
+WORKERS_MOST = 64
+
+#: Settings that are one value each, and the variable that overrides the file's.
 VARIABLES: Mapping[str, str] = {
     "state_dir": "GUESTNET_STATE_DIR",
     "run_dir": "GUESTNET_RUN_DIR",
     "site": "GUESTNET_SITE",
     "socket_group": "GUESTNET_SOCKET_GROUP",
+    "gateway_workers": "GUESTNET_GATEWAY_WORKERS",
 }
 CONFIG_VARIABLE = "GUESTNET_CONFIG"
 _NETWORKS = "network"
@@ -55,6 +59,8 @@ class Settings:
     site: str | None = None
     #: Group (name or number) whose members may use the socket; `None` is root alone.
     socket_group: str | None = None
+    #: Processes that decide and relay by name; `None` is one for each processor, 8 at most.
+    gateway_workers: int | None = None
     #: The file's `[network.NAME]` tables, as they were written.
     tables: Mapping[str, Any] = field(default_factory=dict, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -67,7 +73,7 @@ class Settings:
         config: str | Path | None = None,
         **options: str | Path | None,
     ) -> Self:
-        """Read the settings; `options` are state_dir, run_dir, site and socket_group.
+        """Read the settings; `options` are those of `VARIABLES`.
 
         Raises `ConfigError`, also when a file that was asked for by name cannot be read.
         """
@@ -85,6 +91,7 @@ class Settings:
             config=file,
             site=found.get("site"),
             socket_group=found.get("socket_group"),
+            gateway_workers=int(found["gateway_workers"]) if "gateway_workers" in found else None,
             tables=_tables(written, file),
             environ=environ,
         )
@@ -183,12 +190,24 @@ def _chosen(
     file: Path | None,
 ) -> str | None:
     if option is not None:
-        return _text(key, str(option))
+        return _value(key, key, str(option))
     if variable in environ:
-        return _text(variable, environ[variable])
+        return _value(key, variable, environ[variable])
     if key in written:
-        return _text(f"{file.name if file else 'config'}: {key}", written[key])
+        return _value(key, f"{file.name if file else 'config'}: {key}", written[key])
     return None
+
+
+def _value(key: str, where: str, value: object) -> str:
+    """A setting's text, checked; `where` is what its owner calls it."""
+    if key != "gateway_workers":
+        return _text(where, value)
+    text = str(value) if type(value) is int else _text(where, value)
+    if not (
+        text.isascii() and text.isdigit() and len(text) <= 2 and 1 <= int(text) <= WORKERS_MOST
+    ):
+        raise ConfigError(where, value, f"is a number from 1 to {WORKERS_MOST}")
+    return text
 
 
 def _text(key: str, value: object) -> str:

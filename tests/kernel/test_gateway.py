@@ -1,6 +1,7 @@
-"""The gateway as a process: policies that change under open flows, its death, its end, its rights.
+"""The gateway's processes: policies that change under open flows, their death, end and rights.
 
-Each test has a world and a host of its own. Times are printed; what is asserted of them is loose.
+Each test has a world and a host of its own, with two workers unless it says otherwise.
+Times are printed; what is asserted of them is loose.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from guestnet.gateway import Gateway
+from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.host import Host
-from guestnet.model import Attachment
+from guestnet.model import Attachment, Decision
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, SITE_IPV4, SITE_IPV6
 from lab.caller import Caller, request
@@ -61,8 +64,8 @@ MEGABYTES = 20
 class Scene:
     """A host with one guest."""
 
-    def __init__(self, world: World, host: Host) -> None:
-        self.world, self.host = world, host
+    def __init__(self, world: World, host: Host, workers: int) -> None:
+        self.world, self.host, self.workers = world, host, workers
         self.guest = Caller(world.guest)
         self.others: dict[str, Caller] = {}
 
@@ -72,17 +75,29 @@ class Scene:
         return self.host.attach(guest, netns=namespace.path, policy=policy)
 
     @property
-    def pid(self) -> int:
-        """The gateway's process, as soon as there is one."""
+    def gateway(self) -> Gateway:
         gateway = self.host._relays.gateway
         assert gateway is not None
-        return eventually(lambda: gateway.pid)
+        return gateway
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The gateway's processes, as soon as all are ready."""
+        gateway = self.gateway
+        eventually(lambda: all(worker.awaited for worker in gateway.workers))
+        return gateway.pids
 
     @property
     def crashes(self) -> int:
-        gateway = self.host._relays.gateway
-        assert gateway is not None
-        return gateway.crashes
+        return self.gateway.crashes
+
+    def kill_all(self) -> tuple[int, ...]:
+        """Kill all workers, and wait until they are gone."""
+        pids = self.pids
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not any(processes.start_time(pid) for pid in pids))
+        return pids
 
     def fetches(self, version: int = 4) -> bool:
         """Whether the named server can be fetched from now."""
@@ -92,11 +107,16 @@ class Scene:
             return False
 
 
+WORKERS = pytest.mark.parametrize("scene", [1, 2], ids=["1 worker", "2 workers"], indirect=True)
+
+
 @pytest.fixture
-def scene(world: World, host: Host) -> Iterator[Scene]:
-    host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
-    yield Scene(world, host)
-    host.close()  # before the test is asked what it left behind
+def scene(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
+    workers = getattr(request, "param", 2)
+    # Closed before the test is asked what it left behind.
+    with Host.open(tmp_path / "state", site=world.site.path, gateway_workers=workers) as host:
+        host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
+        yield Scene(world, host, workers)
 
 
 def of(server: object, version: int) -> Address:
@@ -109,6 +129,7 @@ class Download:
 
     def __init__(self, guest: Caller, address: Address, name: str) -> None:
         self._stream = guest.connect(address, 80)
+        self.port = self._stream.getsockname()[1]
         self._stream.sendall(request(name, ENDLESS))
         self.bytes = 0
         self.last_at = time.monotonic()
@@ -169,6 +190,7 @@ def in_thread(work: Callable[[], None]) -> threading.Thread:
 # -- another policy ----------------------------------------------------------------------------
 
 
+@WORKERS
 @BOTH
 def test_a_relayed_download_that_is_denied_stops(scene: Scene, version: int) -> None:
     scene.attach(BOTH_WAYS)
@@ -252,12 +274,13 @@ def test_datagrams_by_name_go_on_under_a_policy_that_allows_them(
     assert knock(scene.guest.namespace, [door])[door].answer is Answer.SILENT
 
 
+@WORKERS
 def test_policies_that_change_while_the_guest_asks(scene: Scene) -> None:
     """Pins that were reported under the former policy concern nobody but their guest."""
     policies = [f"allow@{NAME}:udp:{ECHO}", f"deny@pkg.test:tcp:1,allow@{NAME}:udp:{ECHO},{WEB}"]
     policies += [WEB, f"allow@{FORBIDDEN.ipv4},allow@*.example.test"]
     scene.attach(policies[0])
-    pid, stop = scene.pid, threading.Event()
+    pids, stop = scene.pids, threading.Event()
 
     def ask() -> None:
         while not stop.is_set():
@@ -271,12 +294,13 @@ def test_policies_that_change_while_the_guest_asks(scene: Scene) -> None:
     for asker in askers:
         asker.join(PATIENCE_S)
     assert scene.crashes == 0
-    assert scene.pid == pid
+    assert scene.pids == pids
 
 
 # -- death -------------------------------------------------------------------------------------
 
 
+@WORKERS
 @BOTH
 def test_a_gateway_that_dies_is_replaced(scene: Scene, version: int) -> None:
     scene.attach(BOTH_WAYS)
@@ -284,53 +308,129 @@ def test_a_gateway_that_dies_is_replaced(scene: Scene, version: int) -> None:
         downloading(scene.guest, of(ALLOWED, version), NAME) as relayed,
         downloading(scene.guest, of(FORBIDDEN, version), "lab") as forwarded,
     ):
-        former = scene.pid
-        os.kill(former, signal.SIGKILL)
+        former = scene.kill_all()
         killed = time.monotonic()
         assert relayed.ended.wait(PATIENCE_S)
         eventually(lambda: scene.fetches(version))
         print(f"fetched again {time.monotonic() - killed:.2f} s after it was killed")
         forwarded.assert_runs()
-        assert scene.crashes == 1
-        assert scene.pid != former
+        assert scene.crashes == scene.workers
+        assert not set(scene.pids) & set(former)
     assert scene.guest.addresses(NAME) == [str(ALLOWED.ipv4)]
 
 
 def test_what_arrives_while_there_is_no_gateway_waits_for_the_next(scene: Scene) -> None:
     scene.attach(WEB)
-    former = scene.pid
-    os.kill(former, signal.SIGKILL)
-    eventually(lambda: processes.start_time(former) is None)
+    scene.kill_all()
     began = time.monotonic()
     assert scene.guest.http(of(ALLOWED, 4), NAME)["server"] == "allowed"
     print(f"waited {time.monotonic() - began:.2f} s")
-    assert scene.crashes == 1
+    eventually(lambda: scene.crashes == scene.workers)
 
 
 def test_questions_wait_as_well(scene: Scene) -> None:
     scene.attach(WEB)
-    former = scene.pid
-    os.kill(former, signal.SIGKILL)
-    eventually(lambda: processes.start_time(former) is None)
+    scene.kill_all()
     assert scene.guest.addresses(NAME) == [str(ALLOWED.ipv4)]
-    os.kill(scene.pid, signal.SIGKILL)
+    scene.kill_all()
     assert scene.guest.addresses(NAME, tcp=True) == [str(ALLOWED.ipv4)]
 
 
-def test_a_gateway_that_stops_is_replaced(scene: Scene) -> None:
-    """It is alive and does nothing: the next order finds out."""
+@WORKERS
+def test_a_worker_that_is_stopped_is_replaced(scene: Scene) -> None:
+    """It is alive and does nothing: the next order finds out, and does not wait for it."""
     scene.attach(WEB)
-    former = scene.pid
+    former = scene.pids[0]
     os.kill(former, signal.SIGSTOP)
+    began = time.monotonic()
     scene.host.set_policy("vm", f"{WEB},allow@pkg.test")
+    took = time.monotonic() - began
+    print(f"set_policy took {took:.2f} s")
+    assert took < ORDER_TIMEOUT_S
     eventually(scene.fetches)
     assert scene.crashes == 1
-    assert scene.pid != former
+    assert former not in scene.pids
+
+
+def test_a_worker_that_dies_takes_its_own_flows_with_it_alone(scene: Scene) -> None:
+    scene.attach(f"{WEB},allow@{NAME}:tcp:{BANNER}")
+    scene.guest.ask(NAME)
+    before = descriptors()
+    with contextlib.ExitStack() as stack:
+        downloads = [
+            stack.enter_context(downloading(scene.guest, of(ALLOWED, 4), NAME)) for _ in range(8)
+        ]
+        killed, other = scene.pids
+        held = {d: d.port in relayed_ports(killed, scene.world) for d in downloads}
+        os.kill(killed, signal.SIGKILL)
+        began = time.monotonic()
+        lost = [download for download, its in held.items() if its]
+        kept = [download for download, its in held.items() if not its]
+        for download in lost:
+            assert download.ended.wait(PATIENCE_S)
+        eventually(lambda: len(scene.gateway.pids) == 2 and killed not in scene.gateway.pids)
+        assert killed not in scene.pids
+        print(f"{len(lost)} of {len(downloads)} lost, ready again {time.monotonic() - began:.2f} s")
+        for download in kept:
+            download.assert_runs()
+        # What the dead one knew, the other one has told the new one.
+        for _ in range(24):
+            assert scene.guest.say(of(ALLOWED, 4), BANNER)
+        assert other in scene.pids
+        assert scene.crashes == 1
+    assert processes.children(os.getpid()) >= set(scene.pids)
+    assert killed not in processes.children(os.getpid())
+    eventually(lambda: descriptors() <= before)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def relayed_ports(pid: int, world: World) -> set[int]:
+    """The guest's ports of the connections that a worker has accepted."""
+    listed = world.site.run(["ss", "-Htnp"]).stdout.splitlines()
+    peers = [line.split()[4] for line in listed if f"pid={pid}," in line]
+    return {int(peer.rpartition(":")[2]) for peer in peers}
+
+
+@BOTH
+def test_what_one_worker_was_asked_the_other_knows(scene: Scene, version: int) -> None:
+    """A server that speaks first is decided by pins alone, and each connection goes anywhere."""
+    scene.attach(f"allow@{NAME}:tcp:{BANNER}")
+    assert len(scene.pids) == 2
+    for _ in range(30):
+        scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+        assert scene.guest.say(of(ALLOWED, version), BANNER)
+    flows = eventually(lambda: found if len(found := flows_of(scene, "vm")) == 30 else None)
+    assert {flow.verdict for flow in flows} == {"allow"}
+
+
+def test_a_name_that_one_worker_learnt_makes_an_address_ambiguous_at_the_other(
+    scene: Scene,
+) -> None:
+    """One pin more must not be missed where pins alone decide."""
+    other = "shared.example.test"
+    scene.attach(f"deny@{other}:tcp:{BANNER},allow@{NAME}:tcp:{BANNER},allow@{other}:tcp:80")
+    assert len(scene.pids) == 2
+    scene.guest.ask(NAME)
+    assert scene.guest.say(of(ALLOWED, 4), BANNER)
+    assert str(of(ALLOWED, 4)) in scene.guest.addresses(other)
+    for _ in range(20):
+        with refused():
+            scene.guest.say(of(ALLOWED, 4), BANNER)
+    rules = {flow.rule for flow in flows_of(scene, "vm") if flow.verdict == "deny"}
+    assert rules == {"ambiguous name"}
+
+
+def flows_of(scene: Scene, guest: str) -> list[Decision]:
+    return [each for each in scene.host.decisions(guest) if each.kind == "flow"]
 
 
 def test_a_guest_comes_while_the_gateway_is_being_replaced(scene: Scene) -> None:
     scene.attach(WEB)
-    os.kill(scene.pid, signal.SIGKILL)
+    for pid in scene.pids:
+        os.kill(pid, signal.SIGKILL)
     began = time.monotonic()
     scene.attach(WEB, "other")
     print(f"attach took {time.monotonic() - began:.2f} s")
@@ -344,7 +444,7 @@ def test_datagrams_by_name_survive_the_gateway(scene: Scene, version: int) -> No
     """Their pins are the kernel's."""
     scene.attach(f"allow@{NAME}:udp:{ECHO}")
     scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
-    os.kill(scene.pid, signal.SIGKILL)
+    scene.kill_all()
     assert_open(scene.guest.namespace, [Door("udp", of(ALLOWED, version), ECHO)])
 
 
@@ -401,10 +501,7 @@ def test_the_next_guest_of_an_address_has_no_pins_of_the_former(scene: Scene) ->
 
 def test_it_has_no_rights(scene: Scene) -> None:
     scene.attach(WEB)
-    pid = scene.pid
-    gateway = scene.host._relays.gateway
-    assert gateway is not None
-    eventually(lambda: gateway.confinement)
+    pid, gateway = scene.pids[0], scene.gateway
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
     assert status["Uid"] == status["Gid"] == ["65534"] * 4
@@ -427,9 +524,10 @@ def test_it_holds_nothing_but_its_sockets(scene: Scene) -> None:
     scene.attach(WEB)
     assert scene.fetches()
     held = []
-    for entry in Path(f"/proc/{scene.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            held.append(os.readlink(entry))
+    for pid in scene.pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                held.append(os.readlink(entry))
     own = ("socket:", "pipe:", "anon_inode:")
     others = {name for name in held if not name.startswith(own)}
     assert not {name for name in others if "guestnet" in name or "net:" in name}
@@ -437,17 +535,18 @@ def test_it_holds_nothing_but_its_sockets(scene: Scene) -> None:
     assert len(others) <= 2, others
 
 
+@WORKERS
 def test_it_ends_with_the_host(scene: Scene) -> None:
     scene.attach(WEB)
-    pid = scene.pid
+    pids = scene.pids
     with downloading(scene.guest, of(ALLOWED, 4), NAME) as relayed:
         scene.host.close()
-        assert processes.start_time(pid) is None
+        assert not any(processes.start_time(pid) for pid in pids)
         assert relayed.ended.wait(PATIENCE_S)
         assert isinstance(relayed.error, ConnectionResetError)
     with refused():
         scene.guest.http(of(ALLOWED, 4), NAME)
-    assert processes.start_time(pid) is None
+    assert not any(processes.start_time(pid) for pid in pids)
 
 
 @BOTH
@@ -602,9 +701,7 @@ def test_nobody_knocks_at_its_own_doors(scene: Scene, version: int) -> None:
     """They are for what the kernel redirects, not for who finds their ports."""
     named = scene.attach("allow@*.example.test")
     scene.attach("public", "other")
-    gateway = scene.host._relays.gateway
-    assert gateway is not None
-    ports = gateway.doors
+    ports = scene.gateway.doors
     own = {4: named.gateway_ipv4, 6: named.gateway_ipv6}[version]
     site = SITE_IPV4.ip if version == 4 else SITE_IPV6.ip
     assert own is not None
@@ -625,7 +722,7 @@ def test_nobody_knocks_at_its_own_doors(scene: Scene, version: int) -> None:
 
 def test_nonsense_does_not_end_it(scene: Scene) -> None:
     scene.attach(f"allow@{NAME},deny@*.bad.test,allow@public")
-    pid, chance = scene.pid, random.Random(7)
+    pids, chance = scene.pids, random.Random(7)
     resolver, address = RESOLVER.addresses[0], of(ALLOWED, 4)
     with scene.guest.namespace.enter():
         questions = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -646,7 +743,7 @@ def test_nonsense_does_not_end_it(scene: Scene) -> None:
             stream.sendall(chance.randbytes(40))
     assert scene.fetches()
     assert scene.guest.addresses(NAME) == [str(address)]
-    assert (scene.pid, scene.crashes) == (pid, 0)
+    assert (scene.pids, scene.crashes) == (pids, 0)
 
 
 # -- what is written down ----------------------------------------------------------------------

@@ -58,7 +58,11 @@ def serve(settings: Settings, report_fd: int | None) -> None:
     with contextlib.ExitStack() as stack:
         run_dir = RunDir(settings)
         stack.callback(run_dir.close)
-        host = stack.enter_context(Host.open(settings.state_dir, site=settings.site))
+        host = stack.enter_context(
+            Host.open(
+                settings.state_dir, site=settings.site, gateway_workers=settings.gateway_workers
+            )
+        )
         for spec in networks:
             host.create_network(spec)
         upkeep = Upkeep(host)

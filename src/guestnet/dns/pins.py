@@ -62,19 +62,20 @@ class Pins:
 
     def learn(
         self, guest: str, name: str, addresses: Iterable[tuple[Address, float]], now: float
-    ) -> None:
+    ) -> bool:
         """The guest was just told that `name` is at these addresses, each until a time.
 
         A time is held between one second and one day from `now`; an earlier, longer promise stays.
+        Returns whether anything of it is new.
         """
         fresh = list(addresses)
         if not fresh:
-            return
+            return False
         known = self._guests.setdefault(guest, _Guest())
         pin = known.names.pop(name, None) or _Name()
         if all(pin.until.get(address, 0.0) >= until + GRACE_S for address, until in fresh):
             known.names[name] = pin  # a hit of the cache promises nothing new
-            return
+            return False
         known.names[name] = pin
         for address, until in fresh:
             deadline = min(max(until, now + MIN_TTL_S), now + MAX_TTL_S) + GRACE_S
@@ -88,6 +89,7 @@ class Pins:
         self._schedule(guest, name, pin)
         while len(known.names) > self._max_names:
             self._drop(guest, known, next(iter(known.names)))
+        return True
 
     def is_pinned(self, guest: str, name: str, address: Address, now: float) -> bool:
         """Whether the guest may still take `name` to be at `address`."""
@@ -110,6 +112,20 @@ class Pins:
         if pin is None:
             return ()
         return tuple(address for address, until in pin.until.items() if until > now)
+
+    def promised(self, guest: str, name: str, now: float) -> tuple[tuple[Address, float], ...]:
+        """Where the guest was told that `name` is until a time, as far as that has not come."""
+        known = self._guests.get(guest)
+        pin = known.names.get(name) if known else None
+        if pin is None:
+            return ()
+        return tuple(
+            (address, t - GRACE_S) for address, t in pin.until.items() if t - GRACE_S > now
+        )
+
+    def all(self) -> list[tuple[str, str]]:
+        """Every guest's every name."""
+        return [(id, name) for id, known in self._guests.items() for name in known.names]
 
     def forget(self, guest: str) -> None:
         """The guest is gone; the next one of that id starts with nothing."""

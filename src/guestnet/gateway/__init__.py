@@ -1,12 +1,13 @@
-"""The process that reads what guests wrote: questions to resolvers, first bytes of connections.
+"""The processes that read what guests wrote: questions to resolvers, first bytes of connections.
 
-The boundary: everything here but `supervisor` and `doorway` runs in a process of its own, without
-rights (`confine`), which is handed its sockets, told of guests and policies by messages, and
-reports what it decided. If it dies, it is started again and told everything once more; flows that
-need it are refused meanwhile, and forwarded ones do not notice.
+The boundary: everything here but `supervisor`, `process` and `doorway` runs in workers, processes
+of their own without rights (`confine`), which are handed their sockets, told of guests and policies
+by messages, and report what they decided. If one dies, it is started again and told everything once
+more; new flows that the kernel gave to it wait meanwhile, and the others' do not notice.
 """
 
 from .messages import AddPins, SetGuest
-from .supervisor import Gateway
+from .process import Handed
+from .supervisor import Gateway, default_workers
 
-__all__ = ["AddPins", "Gateway", "SetGuest"]
+__all__ = ["AddPins", "Gateway", "Handed", "SetGuest", "default_workers"]

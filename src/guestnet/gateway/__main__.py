@@ -1,4 +1,4 @@
-"""Entry of the gateway process: `python -m guestnet.gateway SETUP`, started by the supervisor."""
+"""Entry of a worker: `python -m guestnet.gateway SETUP`, which the daemon starts (`process`)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ def main() -> None:
     if setup["netns"] is not None:
         setns(setup["netns"], CLONE_NEWNET, "the site")
         os.close(setup["netns"])
-    doorway = Doorway.adopt(setup)
+    doorway = Doorway.adopt(setup["doors"])
     control = socket.socket(fileno=setup["control"])
-    Worker(control, doorway).run(setup["uid"], setup["gid"])
+    inbox = None if setup["inbox"] is None else socket.socket(fileno=setup["inbox"])
+    writers = {number: socket.socket(fileno=fd) for number, fd in setup["siblings"]}
+    worker = Worker(control, doorway, setup["workers"], inbox, writers)
+    worker.run(setup["uid"], setup["gid"])
 
 
 main()

@@ -203,9 +203,10 @@ class Connection:
         except ConfigError:
             self._undecidable("unreadable", f"{spoken!r} is no name of a host")
             return
-        if self.address in guests.pins.addresses_of(
-            self.guest.id, spoken, self._means.reactor.now()
-        ):
+        pinned = self._is_pinned(spoken)
+        if self._client is None:
+            return
+        if pinned:
             self._decide_named(FlowName(spoken, verified=True))
             return
         if is_allowed(
@@ -216,6 +217,13 @@ class Connection:
             self._means.resolve(self.guest, spoken, versions, lambda a: self._resolved(spoken, a))
             return
         self._decide_named(FlowName(spoken, verified=False))
+
+    def _is_pinned(self, name: str) -> bool:
+        pins, now = self._means.guests.pins, self._means.reactor.now()
+        if pins.is_pinned(self.guest.id, name, self.address, now):
+            return True
+        self._means.guests.hear_siblings()
+        return pins.is_pinned(self.guest.id, name, self.address, now)
 
     def _resolved(self, spoken: str, addresses: tuple[Address, ...]) -> None:
         if self._client is not None:
@@ -233,6 +241,10 @@ class Connection:
     def _decide_by_pins(self) -> None:
         """Nothing was said: the names this guest resolved to the address decide, if they agree."""
         self._unwatch()
+        # Always, as one more name may make it ambiguous.
+        self._means.guests.hear_siblings()
+        if self._client is None:
+            return
         guests, now = self._means.guests, self._means.reactor.now()
         names = guests.pins.names_of(self.guest.id, self.address, now)
         agreed = guests.decide_pinned(self.guest, self.address, self.port, names)
@@ -267,6 +279,9 @@ class Connection:
     # -- deciding about an address that stands for a name ------------------------------------
 
     def _start_synthetic(self) -> None:
+        self._means.guests.hear_siblings()
+        if self._client is None:
+            return
         guests = self._means.guests
         names = guests.pins.names_of(self.guest.id, self.address, self._means.reactor.now())
         if len(names) != 1:

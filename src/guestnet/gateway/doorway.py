@@ -1,19 +1,21 @@
 """The sockets at which guests' flows arrive. The daemon opens them and keeps them.
 
-They outlive a gateway that crashed: what arrives in between waits in their queues.
+They outlive a worker that crashed: what arrives in between waits in their queues. All workers'
+doors have the same ports (SO_REUSEPORT), and the kernel chooses between them by a flow's addresses
+and ports: whatever is one flow stays at one worker.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 from ..errors import HostError
 from ..ruleset import Doors
 
-#: Connections that wait to be accepted, while the gateway is busy or being restarted.
+#: Connections that wait to be accepted, while a worker is busy or being restarted.
 BACKLOG = 4096
 #: Ports tried until one is free for both families.
 _ATTEMPTS = 16
@@ -23,24 +25,25 @@ _IP_PKTINFO, _IPV6_RECVPKTINFO = 8, 49
 
 @dataclass(frozen=True, slots=True)
 class Doorway:
-    """Listening sockets: for each service one of IPv4, and one of IPv6 where the kernel has it."""
+    """One worker's listening sockets: for each service one of IPv4, and one of IPv6 where it is."""
 
     relay: tuple[socket.socket, ...]
     resolver_udp: tuple[socket.socket, ...]
     resolver_tcp: tuple[socket.socket, ...]
 
     @classmethod
-    def open(cls) -> Self:
-        """Open them in the calling thread's namespace, on ports that the kernel chooses."""
-        opened: list[tuple[socket.socket, ...]] = []
+    def open(cls, workers: int) -> tuple[Self, ...]:
+        """One for each worker, in the calling thread's namespace, on ports the kernel chooses."""
+        opened: list[list[tuple[socket.socket, ...]]] = []
         try:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                opened.append(_pair(kind))
+                opened.append(_service(kind, workers))
         except BaseException:
-            for sockets in opened:
-                _close(sockets)
+            for each in opened:
+                for sockets in each:
+                    _close(sockets)
             raise
-        return cls(*opened)
+        return tuple(cls(*each) for each in zip(*opened, strict=True))
 
     @property
     def ports(self) -> Doors:
@@ -55,25 +58,24 @@ class Doorway:
     def descriptors(self) -> dict[str, list[int]]:
         """Their numbers, for the process that they are handed to."""
         return {
-            "relay": [each.fileno() for each in self.relay],
-            "resolver_udp": [each.fileno() for each in self.resolver_udp],
-            "resolver_tcp": [each.fileno() for each in self.resolver_tcp],
+            service.name: [each.fileno() for each in getattr(self, service.name)]
+            for service in fields(self)
         }
 
     @classmethod
     def adopt(cls, descriptors: dict[str, list[int]]) -> Self:
         """The same sockets in the process that they were handed to."""
         return cls(
-            *(
-                tuple(socket.socket(fileno=number) for number in descriptors[name])
-                for name in ("relay", "resolver_udp", "resolver_tcp")
-            )
+            **{
+                service.name: tuple(socket.socket(fileno=n) for n in descriptors[service.name])
+                for service in fields(cls)
+            }
         )
 
     def close(self) -> None:
         """Close them."""
-        for sockets in (self.relay, self.resolver_udp, self.resolver_tcp):
-            _close(sockets)
+        for service in fields(self):
+            _close(getattr(self, service.name))
 
 
 def _close(sockets: tuple[socket.socket, ...]) -> None:
@@ -81,18 +83,26 @@ def _close(sockets: tuple[socket.socket, ...]) -> None:
         each.close()
 
 
-def _pair(kind: int) -> tuple[socket.socket, ...]:
-    """One port in both families."""
+def _service(kind: int, workers: int) -> list[tuple[socket.socket, ...]]:
+    """One port in both families, for each worker."""
     for _attempt in range(_ATTEMPTS):
-        low = _bound(socket.AF_INET, kind, 0)
-        if not socket.has_ipv6:
-            return (low,)
+        opened = [_bound(socket.AF_INET, kind, 0)]
+        port = opened[0].getsockname()[1]
         try:
-            return low, _bound(socket.AF_INET6, kind, low.getsockname()[1])
+            opened += [_bound(socket.AF_INET, kind, port) for _ in range(workers - 1)]
+            low = [(each,) for each in opened]
+            try:
+                if not socket.has_ipv6:
+                    return list(low)
+                for _ in range(workers):
+                    opened.append(_bound(socket.AF_INET6, kind, port))
+            except HostError as error:
+                if error.errno == errno.EAFNOSUPPORT:
+                    return list(low)
+                raise
+            return list(zip(opened[:workers], opened[workers:], strict=True))
         except HostError as error:
-            if error.errno == errno.EAFNOSUPPORT:
-                return (low,)
-            low.close()
+            _close(tuple(opened))
             if error.errno != errno.EADDRINUSE:
                 raise
     raise HostError("bind", "a port of both families", errno.EADDRINUSE)
@@ -107,6 +117,7 @@ def _bound(family: int, kind: int, port: int) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind == socket.SOCK_STREAM:
             made.bind(("", port))
             made.listen(BACKLOG)

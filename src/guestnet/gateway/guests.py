@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..address import synthetic_addresses
+from ..address import is_synthetic, synthetic_addresses
 from ..dns import LocalRecords, Pins
 from ..policy import (
     Action,
@@ -20,6 +20,7 @@ from ..policy import (
     Verdict,
     classify,
     decide,
+    opens_address,
     parse_policy,
 )
 from .messages import SetGuest, SetPlaces
@@ -61,6 +62,8 @@ class Guest:
     egress: tuple[str, ...]
     #: Whether names have addresses of their own for it.
     synthetic: bool
+    #: Of its being here: see `SetGuest`.
+    stay: int
     #: Names of our own that it finds.
     local: LocalRecords
     #: `sequence` of the order that told of it last.
@@ -122,6 +125,13 @@ class Guests:
         self._by_id: dict[str, Guest] = {}
         self._by_address: dict[Address, Guest] = {}
         self._by_text: dict[str, Guest] = {}
+        self._by_stay: dict[int, Guest] = {}
+        #: Hears what the daemon may have told already; of a guest that is not known yet, say.
+        self.catch_up: Callable[[], None] = lambda: None
+        #: Hears which pins siblings have learnt; before pins decide. It may end connections.
+        self.hear_siblings: Callable[[], None] = lambda: None
+        #: Tells siblings what a guest is about to be told of a name.
+        self.tell_siblings: Callable[[Guest, str], None] = lambda _guest, _name: None
         self._places = Places(host=frozenset(), guests=())
 
     def set_places(self, order: SetPlaces) -> None:
@@ -134,15 +144,16 @@ class Guests:
         """Take over a guest, or what is new about it."""
         policy = parse_policy(order.policy)
         known = self._by_id.get(order.guest)
-        if known is not None and known.addresses != order.addresses:
+        if known is not None and known.stay != order.stay:
             self.forget(order.guest)
             known = None
         if known is None:
             known = Guest(
                 order.guest, order.network, order.addresses, order.gateways, policy,
-                order.upstreams, order.egress, order.synthetic, LocalRecords({}),
+                order.upstreams, order.egress, order.synthetic, order.stay, LocalRecords({}),
             )  # fmt: skip
             self._by_id[order.guest] = known
+            self._by_stay[order.stay] = known
             for address in order.addresses:
                 self._by_address[address] = known
                 self._by_text[str(address)] = known
@@ -158,6 +169,7 @@ class Guests:
         """Forget a guest and its pins; returns it, for its flows to be ended."""
         known = self._by_id.pop(guest, None)
         if known is not None:
+            del self._by_stay[known.stay]
             for address in known.addresses:
                 self._by_address.pop(address, None)
                 self._by_text.pop(str(address), None)
@@ -166,8 +178,16 @@ class Guests:
 
     def at(self, source: str) -> Guest | None:
         """The guest that has the address that a socket tells as a packet's source."""
-        # Nearly always the very text that we would write; an address can be written otherwise.
-        return self._by_text.get(source) or self._by_address.get(ip_address(source.split("%")[0]))
+        known = self._by_text.get(source)
+        if known is None:
+            self.catch_up()
+            # Nearly always the very text that we would write; an address can be written otherwise.
+            known = self._by_address.get(ip_address(source.split("%")[0]))
+        return known
+
+    def staying(self, stay: int) -> Guest | None:
+        """A guest by the number of its stay."""
+        return self._by_stay.get(stay)
 
     def get(self, guest: str) -> Guest | None:
         """A guest by its id."""
@@ -185,12 +205,28 @@ class Guests:
 
     def synthetic_address(self, guest: Guest, name: str, version: int, now: float) -> Address:
         """The address that stands for a name; from now on the guest may go there."""
+        self.hear_siblings()
         for address in synthetic_addresses(name, version):
             known = self.pins.names_of(guest.id, address, now)
             if known in ((), (name,)):
                 break
-        self.pins.learn(guest.id, name, [(address, now + SYNTHETIC_S)], now)
+        # In steps, so that a question repeated is nothing new.
+        until = (now // (SYNTHETIC_S / 2) + 2) * (SYNTHETIC_S / 2)
+        self.learn(guest, name, [(address, until)], now)
         return address
+
+    def learn(
+        self, guest: Guest, name: str, addresses: Iterable[tuple[Address, float]], now: float
+    ) -> None:
+        """Pin a name for a guest, before it is told; whatever worker it comes to knows it then."""
+        if self.pins.learn(guest.id, name, addresses, now):
+            self.tell_siblings(guest, name)
+
+    def may_lead(self, guest: Guest, address: Address) -> bool:
+        """Whether a name may lead a guest to an address, as far as is known here."""
+        if guest.synthetic and is_synthetic(address):
+            return True
+        return opens_address(guest.policy, address, self.places(guest))
 
     def is_public(self, address: Address) -> bool:
         """Whether an address is neither the machine's, nor a guest's, nor special."""

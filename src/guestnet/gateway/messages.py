@@ -1,7 +1,9 @@
-"""What the daemon tells the gateway (orders) and what the gateway tells it (reports).
+"""What the daemon tells a worker (orders), what it is told (reports), and what workers tell others.
 
-One JSON object a line, over one socket. The gateway reads what guests wrote, so its reports are
-read as strictly as a stranger's: what is misshapen or too long ends the gateway, not the daemon.
+Orders and reports are one JSON object a line, over one socket a worker. Workers read what guests
+wrote, so their reports are read as strictly as a stranger's: what is misshapen or too long ends the
+worker, not the daemon. What one worker tells another is a packet each, and is read no less
+strictly: what is wrong is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..dns.pins import DEFAULT_MAX_ADDRESSES
 from ..model import Decision
 
 #: Bytes of one line. The longest order is a policy of 10,000 rules.
@@ -34,6 +37,8 @@ class SetGuest(Message):
     kind: Literal["set-guest"] = "set-guest"
     sequence: int
     guest: str
+    #: Of its being here: who comes again under its id, or with other addresses, gets another.
+    stay: int
     network: str
     addresses: tuple[Address, ...]
     gateways: tuple[Address, ...]
@@ -71,7 +76,23 @@ class PinsStand(Message):
     sequence: int
 
 
-Order = Annotated[SetGuest | ForgetGuest | SetPlaces | PinsStand, Field(discriminator="kind")]
+class Begin(Message):
+    """What was known at the start has been told: what waits at the doors may be taken."""
+
+    kind: Literal["begin"] = "begin"
+
+
+class TellPins(Message):
+    """A sibling was started again, and knows no pins."""
+
+    kind: Literal["tell-pins"] = "tell-pins"
+    #: Its number.
+    worker: int
+
+
+Order = Annotated[
+    SetGuest | ForgetGuest | SetPlaces | PinsStand | Begin | TellPins, Field(discriminator="kind")
+]
 
 
 class Ready(Message):
@@ -110,6 +131,18 @@ class Decided(Message):
     decision: Decision
 
 
+class Pinned(Message):
+    """To siblings: a guest is about to be told that a name is at these addresses, until a time."""
+
+    stay: int
+    name: Annotated[str, Field(max_length=255)]
+    #: Times are of the machine's monotonic clock, which all its processes share.
+    addresses: Annotated[
+        tuple[tuple[Address, Annotated[float, Field(allow_inf_nan=False)]], ...],
+        Field(max_length=DEFAULT_MAX_ADDRESSES),
+    ]
+
+
 Report = Annotated[Ready | Done | AddPins | Decided, Field(discriminator="kind")]
 
 _ORDERS: TypeAdapter[Order] = TypeAdapter(Order)
@@ -124,6 +157,11 @@ def line(message: Message) -> bytes:
 def read_order(text: bytes) -> Order:
     """An order; raises `ValueError`."""
     return _ORDERS.validate_json(text)
+
+
+def read_pinned(data: bytes) -> Pinned:
+    """What a sibling tells; raises `ValueError` for anything else."""
+    return Pinned.model_validate_json(data)
 
 
 def read_report(text: bytes) -> Report:

@@ -42,7 +42,7 @@ class Pinning:
     ) -> None:
         """Pin (address, until) of a name; `done` gets the reason why not, or nothing."""
         now = self._reactor.now()
-        self._guests.pins.learn(guest.id, name, addresses, now)
+        self._guests.learn(guest, name, addresses, now)
         until = max((until for _address, until in addresses), default=now)
         pins = [
             pin

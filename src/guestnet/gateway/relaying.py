@@ -13,7 +13,8 @@ from .guests import Guest
 
 Address = IPv4Address | IPv6Address
 
-#: Flows of one guest at a time, and of all; more are reset. Browsers open some hundred.
+#: Flows of one guest at a time, which the workers share evenly, and of all in one worker; more are
+#: reset. Browsers open some hundred.
 GUEST_FLOWS, ALL_FLOWS = 4096, 30_000
 #: Accepted at a time before others get their turn.
 ACCEPT_TURN = 64
@@ -24,8 +25,11 @@ _SO_ORIGINAL_DST = 80
 class Relaying:
     """The relay doors of all guests."""
 
-    def __init__(self, doors: tuple[socket.socket, ...], means: Means) -> None:
+    def __init__(
+        self, doors: tuple[socket.socket, ...], means: Means, guest_flows: int = GUEST_FLOWS
+    ) -> None:
         self._means = means
+        self._guest_flows = guest_flows
         self.flows = 0
         self._own_ports = {door.getsockname()[1] for door in doors}
         for door in doors:
@@ -57,7 +61,7 @@ class Relaying:
             return
         client.setblocking(False)
         connection = Connection(self._means, client, guest, *target, self._left)
-        if len(guest.flows) >= GUEST_FLOWS or self.flows >= ALL_FLOWS:
+        if len(guest.flows) >= self._guest_flows or self.flows >= ALL_FLOWS:
             connection.refuse_for("limit: flows", f"at most {GUEST_FLOWS} flows at a time")
             return
         self.flows += 1

@@ -1,27 +1,20 @@
-"""The daemon's side of the gateway: start it, tell it, hear it, start it again.
+"""The daemon's side of the gateway: what all its workers are told, and what they report.
 
-`Gateway` keeps everything that it told, so that a gateway that was restarted is told again. Its
-thread is the one that starts the process: the kernel ends the process with that thread.
+`Gateway` keeps everything that it told, so that a worker that was started again is told again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
-import subprocess
-import sys
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from ..errors import HostError
 from ..model import Attachment, Decision
 from ..ruleset import Doors
-from .doorway import Doorway
 from .messages import (
-    MAX_REPORT_BYTES,
     AddPins,
     Address,
     Decided,
@@ -31,65 +24,68 @@ from .messages import (
     Network,
     PinsStand,
     Ready,
+    Report,
     SetGuest,
     SetPlaces,
-    line,
-    read_report,
+    TellPins,
 )
+from .process import LAST_WORD_S, LOOK_S, ORDER_TIMEOUT_S, Handed, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-#: How long an order may take until whoever gave it goes on without its being carried out.
-ORDER_TIMEOUT_S = 5.0
-#: A gateway that lived for less is started again only after a pause, doubled each time.
-SHORT_LIFE_S = 10.0
-PAUSE_S = 0.1
-PAUSE_MAX_S = 10.0
-#: How long it may take to reset its flows when it is told to end.
-LAST_WORD_S = 1.0
-#: nobody: owns nothing on a machine.
-UID = GID = 65534
+#: Workers at most, unless more are asked for: each takes some 40 MB.
+MAX_WORKERS = 8
+
+
+def default_workers() -> int:
+    """One for each processor that this process may use."""
+    return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
 
 
 class Gateway:
-    """One gateway process, as long as it is wanted."""
+    """The gateway's workers, as long as they are wanted. `handed` is its own, and closed by it."""
 
     def __init__(
         self,
-        doorway: Doorway,
-        netns_fd: int | None,
+        handed: Handed,
         add_pins: Callable[[AddPins, SetGuest], None],
         on_decision: Callable[[Decision], None],
     ) -> None:
-        self._doorway = doorway
-        self._netns_fd = netns_fd
+        self._handed = handed
         self._add_pins = add_pins
         self._on_decision = on_decision
+        #: Guards what follows, and tells of workers' progress.
         self._lock = threading.Condition()
         self._guests: dict[str, SetGuest] = {}
         self._places: SetPlaces | None = None
         self._sequence = 0
-        self._done = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._sending = threading.Lock()
         self._stopping = False
-        self.confinement: tuple[str, ...] = ()
-        #: Times that the process ended unasked.
-        self.crashes = 0
-        self._thread = threading.Thread(target=self._run, name="guestnet-gateway", daemon=True)
-        self._thread.start()
+        self._confinement: dict[int, tuple[str, ...]] = {}
+        self.workers = tuple(
+            WorkerProcess(number, handed, self._lock, self._known, self._hear)
+            for number in range(len(handed.doorways))
+        )
 
     @property
     def doors(self) -> Doors:
         """The ports that flows are redirected to."""
-        return self._doorway.ports
+        return self._handed.doorways[0].ports
 
     @property
-    def pid(self) -> int | None:
-        """The process's id while it runs."""
-        process = self._process
-        return process.pid if process is not None and process.poll() is None else None
+    def pids(self) -> tuple[int, ...]:
+        """The ids of the processes that run."""
+        return tuple(pid for worker in self.workers if (pid := worker.pid) is not None)
+
+    @property
+    def crashes(self) -> int:
+        """Times that a worker ended unasked."""
+        return sum(worker.crashes for worker in self.workers)
+
+    @property
+    def confinement(self) -> tuple[str, ...]:
+        """What every worker that got ready has given up."""
+        told = list(self._confinement.values())
+        return tuple(each for each in (told[0] if told else ()) if all(each in t for t in told))
 
     def set_guest(
         self,
@@ -102,19 +98,23 @@ class Gateway:
         """Tell of a guest, or of its new policy; returns when that holds."""
         own = (attachment.ipv4, attachment.ipv6)
         gateways = (attachment.gateway_ipv4, attachment.gateway_ipv6)
+        addresses = tuple(each.ip for each in own if each is not None)
         with self._lock:
+            sequence = self._next()
+            known = self._guests.get(attachment.guest)
+            stays = known is not None and known.addresses == addresses
             order = SetGuest(
-                sequence=self._next(),
+                sequence=sequence,
                 guest=attachment.guest,
+                stay=known.stay if known is not None and stays else sequence,
                 network=attachment.network,
-                addresses=tuple(each.ip for each in own if each is not None),
+                addresses=addresses,
                 gateways=tuple(each for each in gateways if each is not None),
                 policy=attachment.policy,
                 upstreams=tuple(upstreams),
                 egress=tuple(egress),
                 synthetic=synthetic,
             )
-            known = self._guests.get(attachment.guest)
             if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:
                 return  # told before, and nothing about it is new
             self._guests[attachment.guest] = order
@@ -136,8 +136,6 @@ class Gateway:
             if self._guests.pop(guest, None) is None:
                 return
             order = ForgetGuest(sequence=self._next(), guest=guest)
-            if self._control is None:
-                return  # no process, no flows
         self._tell(order)
 
     def set_places(self, host: Iterable[Address], guests: Iterable[Network]) -> None:
@@ -155,15 +153,14 @@ class Gateway:
         return guest in self._guests
 
     def close(self) -> None:
-        """End the process; flows it relayed are reset."""
+        """End the workers; flows they relayed are reset."""
         with self._lock:
             self._stopping = True
-            self._lock.notify_all()
-            if self._control is not None:
-                with suppress(OSError):  # its end, which it hears, and so does the thread
-                    self._control.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._doorway.close()
+        for worker in self.workers:
+            worker.stop()
+        for worker in self.workers:
+            worker.join()
+        self._handed.close()
 
     # -- telling -----------------------------------------------------------------------------
 
@@ -171,109 +168,48 @@ class Gateway:
         self._sequence += 1
         return self._sequence
 
-    def _tell(self, order: SetGuest | ForgetGuest | SetPlaces) -> None:
-        """Send an order and wait for it to be carried out.
+    def _known(self) -> list[Message]:
+        """All that a worker is told at its start; the lock is held."""
+        return [*([self._places] if self._places else []), *self._guests.values()]
 
-        Nothing is waited for while no process runs: the next one is told everything at its start.
+    def _tell(self, order: SetGuest | ForgetGuest | SetPlaces) -> None:
+        """Send an order to all workers and wait for those that live to carry it out.
+
+        One that does not is ended: its flows end with it, and the next one is told everything.
         """
-        self._send(order)
+        for worker in self.workers:
+            worker.send(order)
         deadline = time.monotonic() + ORDER_TIMEOUT_S
         with self._lock:
-            while self._done < order.sequence and not self._stopping:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    # It is alive and does not listen: a new one does.
-                    logger.error("the gateway did not carry out %s; ending it", order.kind)
-                    if self._process is not None:
-                        self._process.kill()
+            while not self._stopping:
+                late = [w for w in self.workers if w.awaited and w.done < order.sequence]
+                now = time.monotonic()
+                if not late or now > deadline + LAST_WORD_S:
                     return
-                self._lock.wait(left)
+                for worker in late:
+                    if now > deadline:
+                        worker.kill(f"did not carry out {order.kind}")
+                self._lock.wait(LOOK_S)
+                for worker in late:
+                    if worker.is_stopped:
+                        worker.kill("is stopped")
 
-    def _send(self, message: Message) -> None:
-        control = self._control
-        if control is not None:
-            with self._sending, suppress(OSError):  # it has ended; the thread notices
-                control.sendall(line(message))
+    # -- hearing, in the workers' threads ----------------------------------------------------
 
-    # -- the process -------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        pause = PAUSE_S
-        while not self._stopping:
-            began = time.monotonic()
-            try:
-                self._live_once()
-            except (OSError, ValueError) as error:
-                logger.error("the gateway: %s", error)
-            self._bury()
-            if self._stopping:
-                return
-            self.crashes += 1
-            lived = time.monotonic() - began
-            logger.error("the gateway ended after %.1f s; starting it again", lived)
-            pause = PAUSE_S if lived >= SHORT_LIFE_S else min(pause * 2, PAUSE_MAX_S)
-            with self._lock:
-                self._lock.wait_for(lambda: self._stopping, timeout=pause)
-
-    def _live_once(self) -> None:
-        """Start a process and hear it until it ends."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            descriptors = self._doorway.descriptors
-            setup = {
-                "control": theirs.fileno(),
-                "netns": self._netns_fd,
-                "uid": UID,
-                "gid": GID,
-                **descriptors,
-            }
-            passed = [theirs.fileno(), *(n for numbers in descriptors.values() for n in numbers)]
-            if self._netns_fd is not None:
-                passed.append(self._netns_fd)
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "guestnet.gateway", json.dumps(setup)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=passed,
-                env={"PYTHONMALLOC": "default", "LC_ALL": "C.UTF-8"},
-                cwd="/",
-            )
-            theirs.close()
-            # What is known goes first: an order given meanwhile must not be followed by its
-            # predecessor.
-            with self._sending, suppress(OSError):
-                with self._lock:
-                    self._process, self._control = process, ours
-                    if self._stopping:
-                        process.kill()
-                    known = [*([self._places] if self._places else []), *self._guests.values()]
-                for message in known:
-                    ours.sendall(line(message))
-            for text in _lines(ours):
-                self._hear(text)
-
-    def _bury(self) -> None:
-        with self._lock:
-            process, self._process, self._control = self._process, None, None
-            # Whoever waits goes on: the next process is told everything.
-            self._done = self._sequence
-            self._lock.notify_all()
-        if process is not None:
-            if self._stopping:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(LAST_WORD_S)
-            process.kill()
-            process.wait()
-
-    def _hear(self, text: bytes) -> None:
-        report = read_report(text)
+    def _hear(self, worker: WorkerProcess, report: Report) -> None:
         match report:
             case Ready(confinement=confinement):
-                self.confinement = confinement
-                logger.info("gateway %s is ready, confined by %s", self.pid, ", ".join(confinement))
+                self._confinement[worker.number] = confinement
+                logger.info(
+                    "worker %d (%s) is ready, confined by %s",
+                    worker.number, worker.pid, ", ".join(confinement),
+                )  # fmt: skip
+                for sibling in self.workers if worker.crashes else ():
+                    if sibling is not worker:
+                        sibling.send(TellPins(worker=worker.number))
             case Done(sequence=sequence):
                 with self._lock:
-                    self._done = max(self._done, sequence)
+                    worker.done = max(worker.done, sequence)
                     self._lock.notify_all()
             case AddPins():
                 guest = self._guests.get(report.guest)
@@ -283,16 +219,6 @@ class Gateway:
                         self._add_pins(report, guest)
                     except HostError as error:
                         logger.warning("pins of %r: %s", report.guest, error)
-                self._send(PinsStand(sequence=report.sequence))
+                worker.send(PinsStand(sequence=report.sequence))
             case Decided(decision=decision):
                 self._on_decision(decision)
-
-
-def _lines(control: socket.socket) -> Iterable[bytes]:
-    """Lines until the other end closes; raises `ValueError` for one without an end."""
-    rest = b""
-    while data := control.recv(65536):
-        *whole, rest = (rest + data).split(b"\n")
-        yield from whole
-        if len(rest) > MAX_REPORT_BYTES:
-            raise ValueError("a report without an end")

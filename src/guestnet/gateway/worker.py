@@ -1,4 +1,4 @@
-"""The gateway process: one loop over control socket, doors, flows and upstreams."""
+"""One process of the gateway: one loop over control socket, inbox, doors, flows and upstreams."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
+from ..flow.pipes import MAX_PIPES
 from ..model import Decision
 from .asking import Asking
 from .confine import confine
@@ -21,6 +22,7 @@ from .guests import Guests
 from .lookup import Lookup
 from .messages import (
     MAX_LINE_BYTES,
+    Begin,
     Decided,
     Done,
     ForgetGuest,
@@ -29,12 +31,14 @@ from .messages import (
     Ready,
     SetGuest,
     SetPlaces,
+    TellPins,
     line,
     read_order,
 )
 from .pinning import Pinning
-from .relaying import Relaying
+from .relaying import GUEST_FLOWS, Relaying
 from .resolving import Resolving
+from .siblings import Siblings
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +50,16 @@ EXPIRE_S = 60.0
 
 
 class Worker:
-    """Everything in the gateway process."""
+    """Everything in the process, which is one of `workers`."""
 
-    def __init__(self, control: socket.socket, doorway: Doorway) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        doorway: Doorway,
+        workers: int,
+        inbox: socket.socket | None,
+        writers: dict[int, socket.socket],
+    ) -> None:
         control.setblocking(False)
         self._control = control
         self._heard = b""
@@ -56,9 +67,13 @@ class Worker:
         self._unsent_bytes = 0
         self._omitted = 0
         self._writing = False
+        self._begun = False
         self.reactor = Reactor(on_error=_report)
         self.guests = Guests(Pins())
-        relay = Relay(self.reactor, pipes=PipePool(), idle_s=IDLE_S)
+        self.guests.catch_up = self._hear
+        self.siblings = Siblings(self.reactor, self.guests, inbox, writers)
+        # What a user's pipes may hold is for all workers, who are the same user.
+        relay = Relay(self.reactor, pipes=PipePool(limit=MAX_PIPES // workers), idle_s=IDLE_S)
         asking = Asking(self.reactor)
         self.pinning = Pinning(self.reactor, self.guests, self.send)
         self.resolving = Resolving(
@@ -67,15 +82,19 @@ class Worker:
         )  # fmt: skip
         lookup = Lookup(self.reactor, asking)
         means = Means(self.reactor, self.guests, relay, lookup.resolve, self.tell)
-        self.relaying = Relaying(doorway.relay, means)
+        self.relaying = Relaying(doorway.relay, means, guest_flows=GUEST_FLOWS // workers)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 
     def run(self, uid: int, gid: int) -> None:
         """Give up rights and work until the daemon closes the control socket."""
         self.send(Ready(confinement=confine(uid, gid)))
-        # Who has waited at the doors since a former gateway ended must meet one that knows it.
-        self._on_control(select.EPOLLIN)
+        # Who has waited at the doors since a former worker ended must meet one that knows it.
+        told = select.poll()
+        told.register(self._control.fileno(), select.POLLIN)
+        while not self._begun:
+            told.poll()
+            self._hear()
         self.reactor.run()
 
     def _expire(self) -> None:
@@ -88,6 +107,10 @@ class Worker:
     def _on_control(self, events: int) -> None:
         if events & select.EPOLLOUT:
             self._flush()
+        self._hear()
+
+    def _hear(self) -> None:
+        """Carry out what the daemon has told so far."""
         while True:
             try:
                 data = self._control.recv(65536)
@@ -129,6 +152,12 @@ class Worker:
                 self.resolving.forget_answers()
             case PinsStand(sequence=sequence):
                 self.pinning.stand(sequence)
+                return
+            case Begin():
+                self._begun = True
+                return
+            case TellPins(worker=number):
+                self.siblings.tell_all(number)
                 return
         self.send(Done(sequence=order.sequence))
 

@@ -65,7 +65,12 @@ class Host:
     """
 
     def __init__(
-        self, store: Store, site: Site, directory_lock: DirectoryLock, decisions: Decisions
+        self,
+        store: Store,
+        site: Site,
+        directory_lock: DirectoryLock,
+        decisions: Decisions,
+        workers: int | None = None,
     ) -> None:
         self._lock = threading.RLock()
         self._store = store
@@ -76,16 +81,23 @@ class Host:
         self._upkeep = Upkeep(self._ledger, store, site, self._placer)
         self._reaper = Reaper(self._clear_away)
         self._decisions = decisions
-        self._relays = Relays(self._ledger, site, decisions.take)
+        self._relays = Relays(self._ledger, site, decisions.take, workers)
         self._generation = 0
         self._closed = False
 
     @classmethod
-    def open(cls, state_dir: str | Path | None = None, *, site: str | Path | None = None) -> Self:
+    def open(
+        cls,
+        state_dir: str | Path | None = None,
+        *,
+        site: str | Path | None = None,
+        gateway_workers: int | None = None,
+    ) -> Self:
         """Open the host's guestnet and repair whatever was interrupted or changed.
 
         `state_dir` defaults to `$GUESTNET_STATE_DIR` or /var/lib/guestnet; `site` is a network
-        namespace (name or path) to work in instead of the process's own. Raises `BusyError` when
+        namespace (name or path) to work in instead of the process's own; `gateway_workers` are as
+        many as the process may use processors, but for 8 at most. Raises `BusyError` when
         another process has the directory or the namespace, `HostError` when the machine refuses.
         """
         directory = Path(state_dir or os.environ.get("GUESTNET_STATE_DIR") or DEFAULT_STATE_DIR)
@@ -101,7 +113,9 @@ class Host:
             parts.append(store)
             there = Site(str(site) if site is not None else None)
             parts.append(there)
-            host = cls(store, there, lock, Decisions(directory / "decisions.jsonl"))
+            host = cls(
+                store, there, lock, Decisions(directory / "decisions.jsonl"), gateway_workers
+            )
             host._generation = host._upkeep.recover(time.time())
             host._relays.start()
         except BaseException:

@@ -10,8 +10,7 @@ import logging
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
-from ..gateway import AddPins, Gateway, SetGuest
-from ..gateway.doorway import Doorway
+from ..gateway import AddPins, Gateway, Handed, SetGuest, default_workers
 from ..kernel.resolv import host_resolvers
 from ..kernel.site import Site
 from ..model import Attachment, Decision
@@ -39,10 +38,17 @@ logger = logging.getLogger(__name__)
 class Relays:
     """Starts the gateway when it is needed, and keeps it told."""
 
-    def __init__(self, ledger: Ledger, site: Site, on_decision: Callable[[Decision], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        site: Site,
+        on_decision: Callable[[Decision], None],
+        workers: int | None = None,
+    ) -> None:
         self._ledger = ledger
         self._site = site
         self._on_decision = on_decision
+        self._workers = workers or default_workers()
         self.gateway: Gateway | None = None
         #: What the gateway was told last; its own thread reads it.
         self._places = Places(host=frozenset(), guests=())
@@ -115,16 +121,16 @@ class Relays:
     def _started(self) -> Gateway:
         if self.gateway is None:
             with self._site.inside():
-                doorway = Doorway.open()
+                handed = Handed.open(self._workers, self._site.netns_fd)
             try:
-                self._ledger.doors = doorway.ports
+                self._ledger.doors = handed.doorways[0].ports
                 places = self._ledger.places(self._site.surroundings().addresses)
                 self._site.perform([SetPlaces(places)])
             except BaseException:
                 self._ledger.doors = None
-                doorway.close()
+                handed.close()
                 raise
-            self.gateway = Gateway(doorway, self._site.netns_fd, self._add_pins, self._on_decision)
+            self.gateway = Gateway(handed, self._add_pins, self._on_decision)
         return self.gateway
 
     def _tell_guest(self, gateway: Gateway, attachment: Attachment) -> None:
