@@ -19,6 +19,19 @@ class GuestnetError(Exception):
     exit_code = 1
     code = "error"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # As it is, whatever its class wants to be made of: errors go from process to process.
+        return _as_it_was, (type(self), self.args, vars(self))
+
+
+def _as_it_was(
+    kind: type[GuestnetError], args: tuple[object, ...], fields: dict[str, object]
+) -> GuestnetError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(fields)
+    return error
+
 
 class ConfigError(GuestnetError):
     """The caller's input is wrong: names the key, shows the value, says what would be right."""

@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "guestnet"
 #: From the ground up: what each room may import of guestnet. Its own modules are always allowed.
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
+    "directories": set(),
     "model": {"errors"},
     "policy": {"errors", "model"},
     "address": {"errors", "model"},
@@ -26,7 +27,7 @@ FLOORS: dict[str, set[str]] = {
     "gateway": {"errors", "model", "policy", "address", "ruleset", "kernel", "dns", "flow"},
 }
 FLOORS["host"] = set(FLOORS)
-FLOORS["settings"] = {"errors", "model", "policy"}
+FLOORS["settings"] = {"errors", "directories", "model", "policy"}
 FLOORS["client"] = {"errors", "model", "policy", "vmm", "settings"}
 FLOORS["daemon"] = {*FLOORS["host"], "host", "settings"}
 FLOORS["cli"] = {*FLOORS["daemon"], "client", "daemon"}

@@ -10,7 +10,7 @@ import socket
 import sys
 
 from ..kernel.netns import CLONE_NEWNET, setns
-from .confine import die_with_parent
+from ..kernel.process import die_with_parent, hear_signals
 from .doorway import Doorway
 from .worker import Worker
 
@@ -18,6 +18,7 @@ from .worker import Worker
 def main() -> None:
     """Take over what was handed over, and work."""
     die_with_parent()
+    hear_signals()
     # The daemon ends it; a Ctrl-C in its terminal is the daemon's to hear.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="guestnet-gateway: %(message)s")

@@ -10,13 +10,14 @@ import ctypes
 import os
 import platform
 import resource
-import signal
 import struct
+
+from ..kernel.process import die_with_parent
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 #: linux/prctl.h
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
 #: asm-generic/unistd.h: the same numbers on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -41,14 +42,6 @@ _FORBIDDEN = {
     "pidfd_getfd": (438, 438),
 }  # fmt: skip
 _AUDIT_ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-
-
-def die_with_parent() -> None:
-    """Have the kernel end this process when the thread that started it ends."""
-    parent = os.getppid()
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended in between
-        os._exit(1)
 
 
 def confine(uid: int, gid: int) -> tuple[str, ...]:

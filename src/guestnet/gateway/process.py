@@ -47,13 +47,13 @@ class Handed:
     doorways: tuple[Doorway, ...]
     #: None where one works alone.
     inboxes: tuple[Inbox, ...]
-    #: Of the site; `None` where the daemon is in it.
+    #: Where flows go on from; `None` is where the daemon is.
     netns_fd: int | None
 
     @classmethod
-    def open(cls, workers: int, netns_fd: int | None) -> Handed:
-        """Open it, the doors in the calling thread's namespace."""
-        doorways = Doorway.open(workers)
+    def open(cls, doorways: tuple[Doorway, ...], netns_fd: int | None) -> Handed:
+        """Open what workers need beside their doors, which are closed if that fails."""
+        workers = len(doorways)
         try:
             inboxes = tuple(Inbox.open() for _ in range(workers if workers > 1 else 0))
         except BaseException:

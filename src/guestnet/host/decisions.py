@@ -78,9 +78,9 @@ class Watch(Iterator[Decision]):
 
 
 class Decisions:
-    """Takes decisions from any thread."""
+    """Takes decisions from any thread; without a `path` none is written down."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self.seen = Seen()
         self._lock = threading.Lock()
@@ -140,11 +140,14 @@ class Decisions:
                 self._watchers.remove(watch)
 
     def _write(self, decision: Decision) -> None:
+        path = self._path
+        if path is None:
+            return
         text = decision.model_dump_json(exclude_defaults=True) + "\n"
         try:
-            if self._path.exists() and self._path.stat().st_size + len(text) > FILE_BYTES:
-                self._rotate()
-            with self._path.open("a", encoding="utf-8") as file:
+            if path.exists() and path.stat().st_size + len(text) > FILE_BYTES:
+                _rotate(path)
+            with path.open("a", encoding="utf-8") as file:
                 file.write(text)
             self._broken = False
         except OSError as error:
@@ -152,9 +155,10 @@ class Decisions:
                 logger.error("decisions are not written down: %s", error)
             self._broken = True
 
-    def _rotate(self) -> None:
-        for number in range(FILES_KEPT - 1, 0, -1):
-            older = self._path.with_suffix(f".{number}.jsonl")
-            if older.exists():
-                older.replace(self._path.with_suffix(f".{number + 1}.jsonl"))
-        self._path.replace(self._path.with_suffix(".1.jsonl"))
+
+def _rotate(path: Path) -> None:
+    for number in range(FILES_KEPT - 1, 0, -1):
+        older = path.with_suffix(f".{number}.jsonl")
+        if older.exists():
+            older.replace(path.with_suffix(f".{number + 1}.jsonl"))
+    path.replace(path.with_suffix(".1.jsonl"))

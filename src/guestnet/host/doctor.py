@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import GuestnetError
-from ..kernel.site import Site
+from ..kernel.interface import Site
 from ..model import Finding
 from ..ruleset import FINGERPRINT
 from .ledger import Ledger
@@ -116,7 +116,7 @@ def _ruleset(site: Site, ledger: Ledger) -> Iterator[Finding]:
 
 
 def _foreign(site: Site, ledger: Ledger) -> Iterator[Finding]:
-    chains = site.foreign.find()
+    chains = site.foreign_filters()
     wanted = 2 * len(ledger.foreign_patterns())
     for chain in chains:
         if len(chain.ours) >= wanted:

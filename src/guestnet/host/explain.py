@@ -12,7 +12,7 @@ from typing import TypeVar
 from ..errors import ConfigError
 from ..gateway.connection import SPEAKING_PORTS
 from ..kernel.conntrack import Tracked
-from ..kernel.site import Site
+from ..kernel.interface import Site
 from ..model import Attachment, Topology
 from ..policy import (
     DNS_PORT,

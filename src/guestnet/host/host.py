@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from .. import directories
 from ..address.derive import Placement
 from ..errors import ConfigError, ConflictError, HostError, PoolFullError
 from ..kernel.conntrack import Tracked
+from ..kernel.interface import Site
 from ..kernel.netns import netns_path
 from ..kernel.ownership import DirectoryLock
-from ..kernel.site import Site
+from ..kernel.rootless import RootlessSite
+from ..kernel.site import NamespaceSite
 from ..model import (
     MTU_MIN_IPV6,
     Attachment,
@@ -51,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 Address = IPv4Address | IPv6Address
 
-DEFAULT_STATE_DIR = Path("/var/lib/guestnet")
 DEFAULT_NETWORK = "default"
 #: Unused policies are deleted many at a time: each time the dispatch is written anew.
 UNUSED_POLICIES_KEPT = 64
@@ -68,7 +71,7 @@ class Host:
         self,
         store: Store,
         site: Site,
-        directory_lock: DirectoryLock,
+        directory_lock: DirectoryLock | None,
         decisions: Decisions,
         workers: int | None = None,
     ) -> None:
@@ -92,38 +95,59 @@ class Host:
         *,
         site: str | Path | None = None,
         gateway_workers: int | None = None,
+        rootless: bool = False,
+        remember: bool = True,
     ) -> Self:
         """Open the host's guestnet and repair whatever was interrupted or changed.
 
-        `state_dir` defaults to `$GUESTNET_STATE_DIR` or /var/lib/guestnet; `site` is a network
-        namespace (name or path) to work in instead of the process's own; `gateway_workers` are as
-        many as the process may use processors, but for 8 at most. Raises `BusyError` when
-        another process has the directory or the namespace, `HostError` when the machine refuses.
+        `state_dir` defaults to `$GUESTNET_STATE_DIR` or `directories.state_dir`; `site` is a
+        network namespace (name or path) to work in instead of the process's own; `gateway_workers`
+        are as many as the process may use processors, but for 8 at most. With `rootless`
+        guests live in a private user and network namespace, which any user may have and which ends
+        with this object; it may then be told to `remember` nothing, and needs no directory. Raises
+        `BusyError` when another process has the directory or the namespace, `HostError` when the
+        machine refuses.
         """
-        directory = Path(state_dir or os.environ.get("GUESTNET_STATE_DIR") or DEFAULT_STATE_DIR)
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            hint = "run as root, or set GUESTNET_STATE_DIR to a directory of yours"
-            raise HostError.from_os("mkdir", str(directory), error, hint) from None
-        lock = DirectoryLock(directory)
-        parts: list[DirectoryLock | SqliteStore | Site] = [lock]
-        try:
-            store = SqliteStore(directory / "guestnet.db")
-            parts.append(store)
-            there = Site(str(site) if site is not None else None)
-            parts.append(there)
-            host = cls(
-                store, there, lock, Decisions(directory / "decisions.jsonl"), gateway_workers
-            )
+        if rootless and site is not None:
+            raise ConfigError("site", str(site), "a rootless host has a namespace of its own")
+        if not rootless and not remember:
+            raise ConfigError("remember", remember, "only what a rootless host made goes with it")
+        with contextlib.ExitStack() as stack:
+            directory = _directory(state_dir, rootless) if remember else None
+            lock = None
+            if directory is not None:
+                lock = DirectoryLock(directory)
+                stack.callback(lock.close)
+            store = SqliteStore(directory / "guestnet.db" if directory is not None else None)
+            stack.callback(store.close)
+            there: Site
+            there = RootlessSite() if rootless else NamespaceSite(str(site) if site else None)
+            stack.callback(there.close)
+            decisions = Decisions(directory / "decisions.jsonl" if directory is not None else None)
+            host = cls(store, there, lock, decisions, gateway_workers)
+            there.watch(host._lost)
             host._generation = host._upkeep.recover(time.time())
             host._relays.start()
-        except BaseException:
-            for part in reversed(parts):
-                part.close()
-            raise
+            stack.pop_all()
         host._reaper.start()
         return host
+
+    def _lost(self, reason: str) -> None:
+        """The site ended by itself. Nothing stands any more, so nothing is relayed either."""
+        logger.error("the rootless site's process %s: its guests are cut", reason)
+        with self._lock:
+            self._relays.close()
+
+    def watch_site(self, lost: Callable[[str], None]) -> None:
+        """Call `lost` with the reason, from another thread, should the site end by itself.
+
+        Only a rootless one can: its process may be killed. Every call after that is a `HostError`.
+        """
+        self._site.watch(lost)
+
+    def new_namespace(self) -> str:
+        """The path of a new network namespace for `attach(netns=…)`; it goes with this object."""
+        return self._site.new_namespace()
 
     def close(self) -> None:
         """Finish pending detaches and let go; guests keep their network."""
@@ -139,7 +163,8 @@ class Host:
                 self._relays.close()
                 self._store.close()
                 self._site.close()
-                self._directory_lock.close()
+                if self._directory_lock is not None:
+                    self._directory_lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -318,7 +343,7 @@ class Host:
             gateway_ipv6=place.gateway_ipv6,
             mtu=mtu,
             # Whatever resolver a guest asks, the gateway answers where rules by name need it.
-            dns=_gateways(place) if has_names(policy) else spec.dns or (),
+            dns=_gateways(place) if self._answers(policy) else spec.dns or (),
             policy=str(policy),
             netns=str(netns_path(request.netns)) if request.netns is not None else None,
             guest_interface=request.guest_interface,
@@ -326,6 +351,10 @@ class Host:
             owner=request.owner,
             group=request.group,
         )
+
+    def _answers(self, policy: Policy) -> bool:
+        """Whether the gateway answers a guest's questions to resolvers."""
+        return self._site.relays_all or has_names(policy)
 
     def detach(self, guest: str, generation: int | None = None) -> bool:
         """Cut a guest off; True if it was attached. Nothing passes once this returns.
@@ -400,7 +429,8 @@ class Host:
             name = names.get(flow.destination)
             return flow.is_redirected or explainer.allows(attachment, flow, name)
 
-        self._site.forget_flows(own, keep)
+        flows = self._site.flows_of(own)
+        self._site.delete_flows([each for each in flows if not keep(each.flow)])
 
     def _clear_away(self, leases: Sequence[Lease]) -> None:
         """What is left of detached guests: devices, flows, counters; then their slots are free.
@@ -533,6 +563,18 @@ class Host:
         """Look for what keeps guests from working on this machine, each finding with its remedy."""
         with self._lock:
             return examine(self._site, self._ledger)
+
+
+def _directory(state_dir: str | Path | None, rootless: bool) -> Path:
+    """The state directory; it is made if it is missing."""
+    chosen = state_dir or os.environ.get("GUESTNET_STATE_DIR")
+    directory = Path(chosen) if chosen else directories.state_dir(rootless)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "" if rootless else "run as root, or without it: rootless=True"
+        raise HostError.from_os("mkdir", str(directory), error, hint) from None
+    return directory
 
 
 def _gateways(place: Placement) -> tuple[Address, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ..address.derive import Placement, hashed_mac, hashed_offset, placement, slot_of
 from ..errors import ConflictError, PoolFullError
+from ..kernel.interface import Site
+from ..kernel.outlook import WIDEST_USED_PREFIX
 from ..kernel.route import Network
-from ..kernel.site import WIDEST_USED_PREFIX, Site
 from ..model import AttachRequest, NetworkSpec, Topology
 from ..plan import SetPlaces
 from .ledger import Ledger

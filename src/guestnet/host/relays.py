@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..gateway import AddPins, Gateway, Handed, SetGuest, default_workers
+from ..gateway.doorway import Doorway
+from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
-from ..kernel.site import Site
 from ..model import Attachment, Decision
 from ..plan import SetPlaces
 from ..policy import (
@@ -54,12 +56,12 @@ class Relays:
         self._places = Places(host=frozenset(), guests=())
 
     def admit(self, attachment: Attachment, policy: Policy) -> None:
-        """Tell the gateway of a guest whose policy has rules by name.
+        """Tell the gateway of a guest whose policy has rules by name, or that needs no root.
 
         One that it knows goes on being its guest, for the flows that it relays.
         """
         known = self.gateway is not None and self.gateway.knows(attachment.guest)
-        if not known and not has_names(policy):
+        if not (known or self._site.relays_all or has_names(policy)):
             return
         gateway = self._started()
         self._tell_places(gateway)
@@ -120,8 +122,8 @@ class Relays:
 
     def _started(self) -> Gateway:
         if self.gateway is None:
-            with self._site.inside():
-                handed = Handed.open(self._workers, self._site.netns_fd)
+            doorways = self._site.within(partial(Doorway.open, self._workers))
+            handed = Handed.open(doorways, self._site.netns_fd)
             try:
                 self._ledger.doors = handed.doorways[0].ports
                 places = self._ledger.places(self._site.surroundings().addresses)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ConflictError, GuestnetError
+from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
-from ..kernel.site import Site
 from ..model import Attachment, NetworkSpec, Repairs
 from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, Step, repair
 from ..ruleset import FINGERPRINT, guest_elements, policy_id, refusal_elements
@@ -24,7 +24,6 @@ from .placing import Placer
 
 logger = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NOTE_BOOT = "boot-id"
 _NOTE_SYSCTL = "sysctl-before"
 _NOTE_STORE = "store-id"
@@ -69,10 +68,10 @@ class Upkeep:
         for record in self._store.networks():
             self._enter(record)
         leases = self._store.leases()
-        boot = _BOOT_ID.read_text().strip()
-        rebooted = self._store.note(_NOTE_BOOT) not in (None, boot)
+        life = self._site.life
+        rebooted = self._store.note(_NOTE_BOOT) not in (None, life)
         if rebooted:
-            logger.info("the machine was restarted: its guests are gone, their leases released")
+            logger.info("what stood here is gone with its time: its leases are released")
         interrupted: list[Lease] = []
         for lease in leases:
             if lease.network not in self._ledger.networks:
@@ -88,7 +87,7 @@ class Upkeep:
                 interrupted.append(lease)
         self.reconcile()
         self._finish(interrupted, now)
-        self._store.take_note(_NOTE_BOOT, boot)
+        self._store.take_note(_NOTE_BOOT, life)
         return max((lease.generation for lease in leases), default=0)
 
     def _finish(self, interrupted: Iterable[Lease], now: float) -> None:
@@ -169,7 +168,7 @@ class Upkeep:
         if not (devices or seen.chains or before):
             return Repairs()
         self._site.delete_retired(devices)
-        self._site.foreign.accept(())
+        self._site.accept_in_foreign_filters(())
         self._site.remove_tables()
         self._site.restore_sysctls(before)
         self._store.take_note(_NOTE_SYSCTL, "{}")
@@ -259,7 +258,7 @@ class Upkeep:
 
     def accept_in_foreign_filters(self) -> None:
         """Let guests through forward filters of other tools that would drop them."""
-        self._site.foreign.accept(self._ledger.foreign_patterns())
+        self._site.accept_in_foreign_filters(self._ledger.foreign_patterns())
 
     def follow(self) -> bool:
         """Follow the default routes and other tools' filters; see that our tables still stand.

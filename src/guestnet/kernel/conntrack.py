@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -50,33 +50,38 @@ class Tracked:
     is_redirected: bool
 
 
-def forget(
-    netfilter: NetlinkSocket,
-    addresses: Collection[Address],
-    keep: Callable[[Tracked], bool] | None = None,
-) -> int:
-    """Delete every entry in which one of the addresses takes part; returns how many.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A flow in the table, and by what attributes the kernel finds it there."""
+
+    flow: Tracked
+    family: int
+    key: bytes
+
+
+def find(netfilter: NetlinkSocket, addresses: Collection[Address]) -> list[Entry]:
+    """Every entry in which one of the addresses takes part.
 
     One pass over the table for all of them. A flow's parties are its original source and the
-    source of its replies, whatever was translated on the way. `keep` says which stay.
+    source of its replies, whatever was translated on the way.
     """
-    forgotten = 0
+    found = []
     for family, version in ((_AF_INET, 4), (_AF_INET6, 6)):
         wanted = frozenset(a.packed for a in addresses if a.version == version)
         if not wanted:
             continue
-        dump = _message(_GET, family, b"", "conntrack list")
-        doomed = [
-            tuple_
-            for _kind, answer in netfilter.dump(dump)
-            if (tuple_ := _match(answer, wanted)) is not None
-            and (keep is None or not keep(_tracked(answer, version)))
-        ]
-        for start in range(0, len(doomed), _BATCH):
-            part = doomed[start : start + _BATCH]
-            netfilter.request([_message(_DELETE, family, d, "conntrack delete") for d in part])
-        forgotten += len(doomed)
-    return forgotten
+        for _kind, answer in netfilter.dump(_message(_GET, family, b"", "conntrack list")):
+            key = _match(answer, wanted)
+            if key is not None:
+                found.append(Entry(_tracked(answer, version), family, key))
+    return found
+
+
+def delete(netfilter: NetlinkSocket, entries: Sequence[Entry]) -> None:
+    """Delete entries; one that is gone already is no error."""
+    for start in range(0, len(entries), _BATCH):
+        part = entries[start : start + _BATCH]
+        netfilter.request([_message(_DELETE, e.family, e.key, "conntrack delete") for e in part])
 
 
 def _tracked(answer: bytes, version: int) -> Tracked:

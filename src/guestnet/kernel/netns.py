@@ -12,6 +12,8 @@ from pathlib import Path
 from ..errors import ConfigError, HostError
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 #: Where `ip netns` keeps its names.
 NAMED = Path("/run/netns")
@@ -56,6 +58,19 @@ def unshare(kind: int) -> None:
     """Give the calling process a namespace of its own (unshare(2))."""
     if _libc.unshare(kind) != 0:
         raise HostError("unshare", f"{kind:#x}", ctypes.get_errno())
+
+
+def new_netns() -> int:
+    """A descriptor of a new network namespace; the caller closes it, and stays where it is."""
+    home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWNET)
+        try:
+            return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            setns(home, CLONE_NEWNET, "home")
+    finally:
+        os.close(home)
 
 
 @contextmanager

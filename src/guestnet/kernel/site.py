@@ -1,21 +1,21 @@
-"""The network namespace in which TAPs and rules live, and everything guestnet does in it.
+"""A site in a namespace that stands already: everything guestnet does in it.
 
-`Site` owns the sockets. It performs steps that the plan decided on, and tells what stands; it knows
-nothing of stores, policies or guests.
+`NamespaceSite` owns the sockets. It performs steps that the plan decided on, and tells what stands;
+it knows nothing of stores, policies or guests.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from functools import singledispatchmethod
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import TypeVar
 
 from ..errors import GuestnetError, HostError
 from ..plan import (
@@ -47,12 +47,12 @@ from ..ruleset.names import (
 )
 from . import conntrack, devices, link, sysctl
 from . import netlink as nl
-from . import route as routing
-from .conntrack import Tracked
-from .foreign import ForeignFilters
+from .conntrack import Entry
+from .foreign import ForeignChain, ForeignFilters
 from .netlink import NetlinkSocket
-from .netns import inside, open_netns
+from .netns import inside, new_netns, open_netns
 from .nft import Nft
+from .outlook import Outlook, Surroundings, Way
 from .ownership import NamespaceLock
 
 logger = logging.getLogger(__name__)
@@ -69,52 +69,28 @@ _GUEST_SETS = (
     (Family.BRIDGE, "identity6"),
     (Family.BRIDGE, "announce6"),
 )
-#: Public addresses in different halves of each family's space: the routing table is asked for the
-#: way to them, and nothing is ever sent. Two, as VPNs replace a default route by two half ones.
-_PUBLIC_PROBES: tuple[Address, ...] = tuple(
-    ipaddress.ip_address(text) for text in ("1.1.1.1", "193.0.14.129", "2001:500::1", "2600::1")
-)
-_RTN_UNICAST = 1
-#: Routes wider than this are ways out, not networks that someone uses: 0/0, and the two halves by
-#: which VPNs overlay it.
-WIDEST_USED_PREFIX = 2
+
+T = TypeVar("T")
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What of the namespace's addressing is not for guests."""
+class NamespaceSite:
+    """`Site` in a namespace that stands already: by name or path, or None for the process's own."""
 
-    addresses: frozenset[Address]
-    #: Networks that addresses and routes use, each with its origin in words.
-    used: tuple[tuple[routing.Network, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How the host routes an address: by which route, out of which devices."""
-
-    destination: routing.Network
-    devices: tuple[str, ...]
-    #: False for the host's own addresses, and for broadcast and anycast addresses of its links.
-    is_unicast: bool
-
-    @property
-    def words(self) -> str:
-        """As `ip route` would put it."""
-        return f"route {self.destination} dev {', '.join(self.devices) or 'none'}"
-
-
-class Site:
-    """One namespace: `netns` by name or path, or None for the calling process's own."""
+    #: What addresses decide is forwarded.
+    relays_all = False
 
     def __init__(self, netns: str | None = None) -> None:
         self._lock = threading.RLock()
         self._reaping = threading.Lock()
         self._tracking = threading.Lock()
+        self._made: list[int] = []
         self._netns_fd = open_netns(netns) if netns is not None else None
         with self.inside():
             self._owner = NamespaceLock()
             try:
+                self._outlook = Outlook(self._netns_fd, OUR_GROUPS)
                 self._route = NetlinkSocket(nl.NETLINK_ROUTE)
                 self._netfilter = NetlinkSocket(nl.NETLINK_NETFILTER)
                 self._reaper_route = NetlinkSocket(nl.NETLINK_ROUTE)
@@ -122,26 +98,48 @@ class Site:
             except BaseException:
                 self.close()
                 raise
-        self.foreign = ForeignFilters(self._nft)
+        self._foreign = ForeignFilters(self._nft)
 
     def close(self) -> None:
         """Let go of the namespace; what stands in it goes on standing."""
-        for name in ("_route", "_netfilter", "_reaper_route", "_nft", "_owner"):
+        for name in ("_route", "_netfilter", "_reaper_route", "_nft", "_outlook", "_owner"):
             part = getattr(self, name, None)
             if part is not None:
                 part.close()
+        for fd in self._made:
+            os.close(fd)
+        self._made.clear()
         if self._netns_fd is not None:
             os.close(self._netns_fd)
             self._netns_fd = None
 
     @property
     def netns_fd(self) -> int | None:
-        """The namespace's descriptor; `None` is the process's own."""
+        """The namespace that relayed flows leave from; `None` is the process's own."""
         return self._netns_fd
+
+    @property
+    def life(self) -> str:
+        """Names the life of what stands here: another one, and nothing stands any more."""
+        return _BOOT_ID.read_text().strip()
 
     def inside(self) -> AbstractContextManager[None]:
         """Run a block in the site's namespace, in this thread alone."""
         return inside(self._netns_fd)
+
+    def within(self, work: Callable[[], T]) -> T:
+        """Do something in the site's namespace; sockets in what it returns come along."""
+        with self.inside():
+            return work()
+
+    def new_namespace(self) -> str:
+        """The path of a new network namespace, for a guest; it goes with this site's closing."""
+        fd = new_netns()
+        self._made.append(fd)
+        return f"/proc/{os.getpid()}/fd/{fd}"
+
+    def watch(self, lost: Callable[[str], None]) -> None:
+        """Call `lost` with the reason should the site end by itself; a namespace never does."""
 
     # -- doing -------------------------------------------------------------------------------
 
@@ -239,13 +237,20 @@ class Site:
             devices.retire(self._reaper_route, names)
             self._reaper_route.request([link.delete_group(GROUP_RETIRED)])
 
-    def forget_flows(
-        self, addresses: Collection[Address], keep: Callable[[Tracked], bool] | None = None
-    ) -> int:
-        """Delete the conntrack entries of addresses, but those to `keep`; returns how many."""
+    def flows_of(self, addresses: Collection[Address]) -> list[Entry]:
+        """The conntrack entries of addresses."""
         # A socket and a lock of their own: a table of many flows takes a while to look through.
         with self._tracking:
-            return conntrack.forget(self._netfilter, addresses, keep)
+            return conntrack.find(self._netfilter, addresses)
+
+    def forget_flows(self, addresses: Collection[Address]) -> None:
+        """Delete the conntrack entries of addresses: who gets one next begins without them."""
+        self.delete_flows(self.flows_of(addresses))
+
+    def delete_flows(self, entries: Sequence[Entry]) -> None:
+        """Delete conntrack entries."""
+        with self._tracking:
+            conntrack.delete(self._netfilter, entries)
 
     def pin(
         self, policy: str, pins: Sequence[tuple[int, Address, Address]], lifetime_s: int
@@ -382,7 +387,8 @@ class Site:
                 )
             return Observed(found, chains, elements)
 
-    def is_ours(self, group: int) -> bool:
+    @staticmethod
+    def is_ours(group: int) -> bool:
         """Whether a link group is one of guestnet's."""
         return group in OUR_GROUPS
 
@@ -393,64 +399,39 @@ class Site:
 
     def egress(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """Interfaces by which guests leave: those named, or where public addresses are routed."""
-        if wanted != ("auto",):
-            return wanted
-        with self._lock, self.inside():
-            names = [
-                name
-                for probe in _PUBLIC_PROBES
-                if (way := routing.lookup(self._route, probe)) is not None
-                and way.type == _RTN_UNICAST
-                for name in _device_names(way.devices)
-            ]
-        return tuple(dict.fromkeys(names))
+        return self._outlook.egress(wanted)
 
     def mtu(self, name: str) -> int | None:
         """The MTU of a device in bytes, or None if there is no such device."""
-        with self._lock, self.inside():
-            found = link.link(self._route, name)
-        return found.mtu if found is not None else None
+        return self._outlook.mtu(name)
+
+    def way_to(self, address: Address) -> Way | None:
+        """The route that decides about an address, or None if there is none. Sends nothing."""
+        return self._outlook.way_to(address)
+
+    def surroundings(self) -> Surroundings:
+        """Addresses and routes of the host that have nothing to do with guests."""
+        return self._outlook.surroundings()
 
     def device(self, name: str) -> link.Link | None:
         """A device with its counters, or None."""
         with self._lock, self.inside():
             return link.link(self._route, name)
 
-    def way_to(self, address: Address) -> Way | None:
-        """The route that decides about an address, or None if there is none. Sends nothing."""
-        with self._lock, self.inside():
-            way = routing.lookup(self._route, address)
-            if way is None:
-                return None
-            names = tuple(_device_names(way.devices))
-            return Way(way.destination, names, way.type == _RTN_UNICAST)
-
-    def surroundings(self) -> Surroundings:
-        """Addresses and routes of the host that have nothing to do with guests."""
-        with self._lock, self.inside():
-            seen = {each.index: each for each in link.links(self._route)}
-            ours = {index for index, each in seen.items() if each.group in OUR_GROUPS}
-            addresses = [
-                (address, seen[index].name)
-                for index, address in routing.addresses(self._route)
-                # Loopback addresses never leave the machine: no packet of a guest may bear one.
-                if index not in ours and index in seen and not address.is_loopback
-            ]
-            used: dict[routing.Network, str] = {}
-            for version in (4, 6):
-                for way in routing.routes(self._route, version):
-                    if way.destination.prefixlen < WIDEST_USED_PREFIX or set(way.devices) & ours:
-                        continue
-                    on = ", ".join(seen[i].name for i in way.devices if i in seen) or "none"
-                    used.setdefault(way.destination, f"route {way.destination} dev {on}")
-        for address, device in addresses:
-            used.setdefault(address.network, f"address {address} dev {device}")
-        return Surroundings(frozenset(a.ip for a, _device in addresses), tuple(used.items()))
-
     def refused(self, elements: Sequence[Element]) -> int:
         """Packets refused to a guest, by the elements that count them."""
         with self._lock:
             return sum(self._nft.counted_one(element) for element in elements)
+
+    def foreign_filters(self) -> list[ForeignChain]:
+        """Filters of other tools that drop what guests send or get."""
+        with self._lock:
+            return self._foreign.find()
+
+    def accept_in_foreign_filters(self, devices: Sequence[str]) -> None:
+        """Let these devices, and no others of ours, through other tools' filters."""
+        with self._lock:
+            self._foreign.accept(devices)
 
     def counters(self) -> dict[str, int]:
         """Packets counted by each named counter of ours, as `family/name`."""
@@ -465,11 +446,3 @@ def _nothing() -> None:
 def _member_sets(chains: Iterable[str]) -> list[tuple[Family, str]]:
     policies = {policy_of(name) for name in chains if name.startswith("policy-")}
     return [(Family.INET, members_set(policy, v)) for policy in sorted(policies) for v in (4, 6)]
-
-
-def _device_names(indices: Iterable[int]) -> list[str]:
-    names = []
-    for index in indices:
-        with suppress(OSError):  # gone between the two questions
-            names.append(socket.if_indextoname(index))
-    return names

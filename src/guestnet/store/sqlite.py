@@ -39,15 +39,20 @@ CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT R
 """
 
 
-class SqliteStore:
-    """`Store` in a file. Not thread-safe by itself; its owner holds a lock."""
+#: SQLite's word for a database that is no file.
+_MEMORY = Path(":memory:")
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+
+class SqliteStore:
+    """`Store` in a file, or in memory alone. Not thread-safe by itself; its owner holds a lock."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path or _MEMORY
         with self._translated("open"):
-            # Made by hand first, so that the file is never readable by others, not even briefly.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            if path is not None:
+                # Made by hand first, so that others can never read the file, not even briefly.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
         except BaseException:

@@ -1,0 +1,45 @@
+"""Where an instance keeps its things unless it is told otherwise: the machine's, or a user's own.
+
+A user's are those of the XDG Base Directory Specification, whose variables count only if they are
+absolute paths.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+_NAME = "guestnet"
+
+
+def state_dir(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path:
+    """Leases and decisions."""
+    if not rootless:
+        return Path("/var/lib") / _NAME
+    return _xdg("XDG_STATE_HOME", ".local/state", environ) / _NAME
+
+
+def run_dir(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path:
+    """Socket, pid and log."""
+    if not rootless:
+        return Path("/run") / _NAME
+    given = environ.get("XDG_RUNTIME_DIR", "")
+    if given.startswith("/"):
+        return Path(given) / _NAME
+    # Without a session of systemd's there is none: a service, a container, su.
+    usual = Path("/run/user") / str(os.geteuid())
+    if os.access(usual, os.W_OK):
+        return usual / _NAME
+    return state_dir(rootless, environ) / "run"
+
+
+def config_file(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path:
+    """The settings file; it need not exist."""
+    parent = _xdg("XDG_CONFIG_HOME", ".config", environ) if rootless else Path("/etc")
+    return parent / _NAME / "guestnet.toml"
+
+
+def _xdg(variable: str, default: str, environ: Mapping[str, str]) -> Path:
+    given = environ.get(variable, "")
+    return Path(given) if given.startswith("/") else Path.home() / default

@@ -1,0 +1,108 @@
+"""The process inside: `python -m guestnet.kernel.rootless.agent CONTROL`.
+
+It makes the namespaces, and then does what a `NamespaceSite` does for whoever holds the other end
+of the control socket. It waits for nothing else, so one thing is done at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import ConfigError, GuestnetError, HostError
+from ...plan import MakeDevice, Step
+from .. import link
+from .. import netlink as nl
+from ..netlink import NetlinkSocket
+from ..netns import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from ..process import die_with_parent, hear_signals
+from ..site import NamespaceSite
+from .channel import Channel
+
+_SELF = Path("/proc/self")
+
+
+class InnerSite(NamespaceSite):
+    """The site as seen from inside, where the only user there is has the number 0."""
+
+    def __init__(self, uid: int, gid: int) -> None:
+        super().__init__()
+        self._uid, self._gid = uid, gid
+
+    def perform(self, steps: Iterable[Step]) -> None:
+        """Do the steps; a TAP belongs to the site's user, whatever number that has outside."""
+        super().perform([self._translated(step) for step in steps])
+
+    def _translated(self, step: Step) -> Step:
+        if not isinstance(step, MakeDevice):
+            return step
+        device = step.device
+        for key, asked, own in (("owner", device.owner, self._uid), ("group", device.gid, None)):
+            if asked not in (None, own):
+                right = "without root a TAP is its user's alone; leave it out"
+                raise ConfigError(key, asked, right)
+        return replace(step, device=replace(device, owner=None))
+
+
+def enter(uid: int, gid: int) -> None:
+    """Give this process a user namespace of which it is root, and a network namespace in it."""
+    unshare(CLONE_NEWUSER | CLONE_NEWNET)
+    for name, text in (
+        ("setgroups", "deny"),  # or a group that takes rights away could be left
+        ("uid_map", f"0 {uid} 1"),
+        ("gid_map", f"0 {gid} 1"),
+    ):
+        try:
+            (_SELF / name).write_text(text)
+        except OSError as error:
+            raise HostError.from_os("write", str(_SELF / name), error) from None
+    with NetlinkSocket(nl.NETLINK_ROUTE) as route:
+        route.request([link.set_link("lo", up=True)])
+
+
+def serve(channel: Channel, site: NamespaceSite) -> None:
+    """Do what is asked until the other end is gone."""
+    while True:
+        name, args, kwargs = channel.receive()
+        try:
+            answer = True, getattr(site, name)(*args, **kwargs)
+        except GuestnetError as error:
+            answer = False, error
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s", name)
+            answer = False, HostError(name, "the rootless site", 0, repr(error))
+        for copied in channel.send(answer):
+            copied.close()
+
+
+def main() -> None:
+    """Make the namespaces, say so, and serve."""
+    die_with_parent()
+    hear_signals()
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        # A Ctrl-C in the owner's terminal is the owner's to hear.
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="guestnet-site: %(message)s")
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        enter(uid, gid)
+        site = InnerSite(uid, gid)
+    except GuestnetError as error:
+        channel.send((False, error))
+        return
+    channel.send((True, None))
+    try:
+        serve(channel, site)
+    except (EOFError, BrokenPipeError):
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What may forbid an ordinary user a network of their own, and what to do about each thing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import HostError
+
+_SYS = Path("/proc/sys")
+_TUN = Path("/dev/net/tun")
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Something in the way: what was seen, and the remedy."""
+
+    what: str
+    detail: str
+    remedy: str
+
+
+def user_namespaces() -> list[Obstacle]:
+    """Settings that forbid user namespaces, as far as the machine tells."""
+    found = []
+    if _number("user/max_user_namespaces") == 0:
+        found.append(
+            Obstacle(
+                "user namespaces", "user.max_user_namespaces is 0",
+                "as root: sysctl -w user.max_user_namespaces=15000",
+            )
+        )  # fmt: skip
+    if _number("kernel/unprivileged_userns_clone") == 0:
+        found.append(
+            Obstacle(
+                "user namespaces", "kernel.unprivileged_userns_clone is 0",
+                "as root: sysctl -w kernel.unprivileged_userns_clone=1",
+            )
+        )  # fmt: skip
+    if os.geteuid() != 0 and _number("kernel/apparmor_restrict_unprivileged_userns") == 1:
+        found.append(
+            Obstacle(
+                "user namespaces", "AppArmor gives them no rights "
+                "(kernel.apparmor_restrict_unprivileged_userns is 1)",
+                "as root: add an AppArmor profile with `userns,` for this Python, "
+                "or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+            )
+        )  # fmt: skip
+    return found
+
+
+def tun() -> list[Obstacle]:
+    """Why TAPs cannot be made. Guests that are namespaces need none."""
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return [Obstacle("tun", f"there is no {_TUN}", "as root: modprobe tun")]
+    except PermissionError:
+        return [
+            Obstacle(
+                "tun", f"{_TUN} is not open to this user",
+                f"as root: chmod 0666 {_TUN} (it gives no rights by itself; udev's rule "
+                "on most distributions), or setfacl -m u:USER:rw",
+            )
+        ]  # fmt: skip
+    except OSError as error:
+        return [Obstacle("tun", f"{_TUN}: {error.strerror}", "allow the device in this container")]
+    return []
+
+
+def ping() -> list[Obstacle]:
+    """Why echo requests cannot be relayed."""
+    text = _text("net/ipv4/ping_group_range")
+    if text is None:
+        return []
+    low, high = map(int, text.split())
+    if any(low <= group <= high for group in {os.getegid(), *os.getgroups()}):
+        return []
+    return [
+        Obstacle(
+            "ping", f"net.ipv4.ping_group_range is {low} {high}, without a group of this user",
+            'as root: sysctl -w net.ipv4.ping_group_range="0 2147483647"',
+        )
+    ]  # fmt: skip
+
+
+def hint(error: HostError) -> str:
+    """What to do about a start that failed, or empty."""
+    known = user_namespaces()
+    if known:
+        return "; ".join(f"{each.detail}; {each.remedy}" for each in known)
+    if error.call == "unshare":
+        return (
+            "user namespaces are forbidden here (a container's seccomp filter, say): allow "
+            "unshare and clone with CLONE_NEWUSER (docker: --security-opt seccomp=...), or be root"
+        )
+    return ""
+
+
+def _text(key: str) -> str | None:
+    try:
+        return (_SYS / key).read_text().strip()
+    except OSError:
+        return None
+
+
+def _number(key: str) -> int | None:
+    text = _text(key)
+    return int(text) if text is not None and text.isdecimal() else None
