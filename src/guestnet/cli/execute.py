@@ -43,10 +43,12 @@ def execute(
         raise ConfigError(
             "guest", vm, "has a TAP: it is a VM's, and only that VM runs commands in it"
         )
-    from .inside import enter
+    from .inside import enter, leave_rights
 
-    for remark in enter(attachment, context.settings().run_dir):
+    uid, gid = os.getuid(), os.getgid()
+    for remark in enter(attachment["netns"], attachment, context.settings().run_dir):
         output.note(remark)
+    leave_rights(uid, gid)
     sys.stdout.flush()
     try:
         os.execvp(command[0], command)

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HostError
-from ..kernel.netns import CLONE_NEWNET, CLONE_NEWNS, open_netns, setns, unshare
+from ..kernel.netns import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    join_owner,
+    open_netns,
+    own_user_namespace,
+    setns,
+    unshare,
+)
 
 # linux/mount.h
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC = 2, 4, 8, 4096, 16384
@@ -26,6 +34,12 @@ _MNT_DETACH = 2
 
 #: Resolvers that the C library asks (MAXNS in resolv.h).
 _RESOLVERS_MAX = 3
+#: Sockets by which the C library has others resolve names, beside the guest's network: nscd(8),
+#: nss-resolve(8). Without them it asks the guest's own resolvers.
+_RESOLVING_HELPERS = (
+    Path("/run/nscd/socket"),
+    Path("/run/systemd/resolve/io.systemd.Resolve"),
+)
 _HOSTNAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.I
 )
@@ -33,19 +47,21 @@ _HOSTNAME = re.compile(
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
-    """Move this process into a guest's network; returns remarks for its owner.
+def enter(path: str, attachment: Mapping[str, Any] | None, scratch: Path) -> list[str]:
+    """Move this process into a network namespace; returns remarks for its owner.
 
-    `attachment` is the API's document. `scratch` is a directory that exists: only for this process,
-    and only for a moment, the files are made there.
+    If it is a guest's, `attachment` is the API's document about that. `scratch` is a directory that
+    exists: only for this process, and only for a moment, the files are made there. A rootless
+    site's guest is entered with all rights of that site: `leave_rights` gives them up.
     """
-    netns = open_netns(attachment["netns"])
+    netns = open_netns(path)
     try:
+        join_owner(netns)
         unshare(CLONE_NEWNS)
         # Slave: mounts of the machine still come in, ours do not get out.
         _mount(None, "/", None, _MS_SLAVE | _MS_REC)
-        remarks = _lay_files(attachment, scratch)
-        setns(netns, CLONE_NEWNET, attachment["netns"])
+        remarks = [] if attachment is None else _lay_files(attachment, scratch)
+        setns(netns, CLONE_NEWNET, path)
     finally:
         os.close(netns)
     with contextlib.suppress(HostError):
@@ -53,6 +69,22 @@ def enter(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
         # it, the command sees the names of the host's devices, and cannot use them.
         _mount("sysfs", "/sys", "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     return remarks
+
+
+def leave_rights(uid: int, gid: int) -> None:
+    """Be the ordinary user again who entered a rootless site.
+
+    In a user namespace of its own below the site's: what runs there has no rights over the site's
+    network, and none over the processes outside, though these are the same user's.
+    """
+    if (os.getuid(), os.getgid()) != (uid, gid):
+        own_user_namespace((os.getuid(), os.getgid()), (uid, gid))
+
+
+def mount_proc() -> None:
+    """Show this process's own pid namespace in /proc, where a container does not forbid it."""
+    with contextlib.suppress(HostError):
+        _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
 def _lay_files(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
@@ -65,8 +97,13 @@ def _lay_files(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
     with contextlib.ExitStack() as stack:
         # Opened before anything is laid over: a link may lead below the scratch directory.
         targets = {path: stack.enter_context(_opened(path)) for path in files}
+        helpers = [stack.enter_context(_opened(path)) for path in _RESOLVING_HELPERS]
         _mount("tmpfs", str(scratch), "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
         stack.callback(_unmount, str(scratch))
+        (scratch / "closed").touch()
+        for helper in helpers:
+            if helper is not None:
+                _mount(str(scratch / "closed"), f"/proc/self/fd/{helper}", None, _MS_BIND)
         for path, text in files.items():
             if (target := targets[path]) is None:
                 remarks.append(f"this machine has no {path}, so the command has none either")

@@ -145,6 +145,14 @@ class Host:
         """
         self._site.watch(lost)
 
+    @property
+    def namespace(self) -> str:
+        """The path of the network namespace in which TAPs are: a VMM that opens one is to be there.
+
+        A rootless host's belongs to a user namespace, which is to be entered first.
+        """
+        return self._site.namespace
+
     def new_namespace(self) -> str:
         """The path of a new network namespace for `attach(netns=…)`; it goes with this object."""
         return self._site.new_namespace()

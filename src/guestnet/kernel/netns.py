@@ -18,7 +18,7 @@ CLONE_NEWNET = 0x40000000
 #: Where `ip netns` keeps its names.
 NAMED = Path("/run/netns")
 #: linux/nsfs.h
-_NS_GET_NSTYPE = 0xB703
+_NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703
 _OWN = "/proc/thread-self/ns/net"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -58,6 +58,43 @@ def unshare(kind: int) -> None:
     """Give the calling process a namespace of its own (unshare(2))."""
     if _libc.unshare(kind) != 0:
         raise HostError("unshare", f"{kind:#x}", ctypes.get_errno())
+
+
+def join_owner(fd: int) -> bool:
+    """Move the calling process, of one thread, into the user namespace that a namespace belongs to.
+
+    There it has all rights. False if it is there already, or that one is not below its own.
+    """
+    try:
+        owner = fcntl.ioctl(fd, _NS_GET_USERNS)
+    except PermissionError:  # outside of our own: whoever may enter it needs no joining
+        return False
+    try:
+        theirs, ours = os.fstat(owner), os.stat("/proc/self/ns/user")
+        if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
+            return False
+        setns(owner, CLONE_NEWUSER, "user namespace")
+        return True
+    finally:
+        os.close(owner)
+
+
+def own_user_namespace(outside: tuple[int, int], inside: tuple[int, int], flags: int = 0) -> None:
+    """Give the calling process, of one thread, a user namespace of its own, and others by `flags`.
+
+    User and group number `outside` of it are `inside` in it, and nobody else exists there.
+    """
+    unshare(CLONE_NEWUSER | flags)
+    for name, text in (
+        ("setgroups", "deny"),  # or a group that takes rights away could be left
+        ("uid_map", f"{inside[0]} {outside[0]} 1"),
+        ("gid_map", f"{inside[1]} {outside[1]} 1"),
+    ):
+        path = f"/proc/self/{name}"
+        try:
+            Path(path).write_text(text)
+        except OSError as error:
+            raise HostError.from_os("write", path, error) from None
 
 
 def new_netns() -> int:

@@ -123,6 +123,12 @@ class NamespaceSite:
         """Names the life of what stands here: another one, and nothing stands any more."""
         return _BOOT_ID.read_text().strip()
 
+    @property
+    def namespace(self) -> str:
+        """The namespace's path, for whoever is to be in it; it is valid while the site is open."""
+        where = f"fd/{self._netns_fd}" if self._netns_fd is not None else "ns/net"
+        return f"/proc/{os.getpid()}/{where}"
+
     def inside(self) -> AbstractContextManager[None]:
         """Run a block in the site's namespace, in this thread alone."""
         return inside(self._netns_fd)

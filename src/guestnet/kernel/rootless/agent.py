@@ -13,19 +13,16 @@ import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from ...errors import ConfigError, GuestnetError, HostError
 from ...plan import MakeDevice, Step
 from .. import link
 from .. import netlink as nl
 from ..netlink import NetlinkSocket
-from ..netns import CLONE_NEWNET, CLONE_NEWUSER, unshare
+from ..netns import CLONE_NEWNET, own_user_namespace
 from ..process import die_with_parent, hear_signals
 from ..site import NamespaceSite
 from .channel import Channel
-
-_SELF = Path("/proc/self")
 
 
 class InnerSite(NamespaceSite):
@@ -52,16 +49,7 @@ class InnerSite(NamespaceSite):
 
 def enter(uid: int, gid: int) -> None:
     """Give this process a user namespace of which it is root, and a network namespace in it."""
-    unshare(CLONE_NEWUSER | CLONE_NEWNET)
-    for name, text in (
-        ("setgroups", "deny"),  # or a group that takes rights away could be left
-        ("uid_map", f"0 {uid} 1"),
-        ("gid_map", f"0 {gid} 1"),
-    ):
-        try:
-            (_SELF / name).write_text(text)
-        except OSError as error:
-            raise HostError.from_os("write", str(_SELF / name), error) from None
+    own_user_namespace((uid, gid), (0, 0), CLONE_NEWNET)
     with NetlinkSocket(nl.NETLINK_ROUTE) as route:
         route.request([link.set_link("lo", up=True)])
 

@@ -88,6 +88,13 @@ class RootlessSite:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def namespace(self) -> str:
+        """The network namespace's path."""
+        if self.pid is None:
+            raise self._gone()
+        return f"/proc/{self.pid}/ns/net"
+
     def close(self) -> None:
         """End the agent, and with it everything inside; a second call does nothing."""
         if self._closing:

@@ -1,0 +1,205 @@
+"""`run`: from nothing to a running guest, and nothing left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json as codec
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, HostError
+from . import output, waiting
+from .context import Json
+
+if TYPE_CHECKING:
+    from ..host import Host
+    from ..host.decisions import Watch
+    from ..model import Attachment
+    from .summary import Summary
+
+GUEST = "guest"
+#: Words of the command that are replaced; those of a VM, and those of any guest.
+_VM_WORDS = ("tap", "fd", "mac", "kernel_args")
+_WORDS = (*_VM_WORDS, "ipv4", "ipv6", "gateway")
+_WORD = re.compile("{(" + "|".join(_WORDS) + ")}")
+#: A command's last flows end within moments of it; so long is waited for what they were.
+SETTLE_S, SETTLE_MAX_S = 0.1, 2.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command. What follows is the guest's command, options included."""
+    app.command("run", context_settings={"allow_interspersed_args": False})(run)
+
+
+def run(
+    ctx: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", help="What to run.")],
+    rootless: Annotated[
+        bool, typer.Option("--rootless", help="In namespaces of its own, even as root.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What it may reach: a name, or what a rule's @ takes."),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="FILE|TEXT", help="What it may do, in full.")
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Stop nothing, and suggest a policy at the end.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a program, or a VM, in a network of its own; its status is ours.
+
+    In the arguments {tap}, {fd}, {mac}, {kernel_args}, {ipv4}, {ipv6} and {gateway} are replaced.
+    With one of the first four the command is a VM's, and gets a TAP; otherwise it is a program of
+    this machine, whose network alone is the guest's.
+    """
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise ConfigError("command", "--", "name a command to run")
+    del ctx
+    waiting.block()
+    text = _policy(allow or [], policy, report)
+    with _opened(rootless or os.geteuid() != 0) as host:
+        status, summary, suggestion = _run(host, command, text, report)
+    _tell(summary, suggestion, status, as_json=json)
+    raise typer.Exit(status)
+
+
+def _policy(allow: Sequence[str], policy: str | None, report: bool) -> str:
+    """The policy's text; nothing given is nothing allowed."""
+    parts = [f"allow@{name}" for name in allow]
+    if policy is not None:
+        path = Path(policy)
+        with contextlib.suppress(OSError):  # no path: a text as long as it likes
+            if path.is_file():
+                policy = path.read_text(encoding="utf-8", errors="replace")
+        parts.append(policy)
+    if report:
+        parts.append("mode=report")
+    return "\n".join(parts) or "none"
+
+
+@contextlib.contextmanager
+def _opened(rootless: bool) -> Iterator[Host]:
+    from ..host import Host
+
+    with Host.open(rootless=rootless, remember=not rootless) as host:
+        yield host
+
+
+def _run(
+    host: Host, command: list[str], policy: str, report: bool
+) -> tuple[int, Summary, str | None]:
+    """Attach, run, detach: returns the command's status and what was seen of it."""
+    from .summary import Summary
+
+    is_vm = any(word in _VM_WORDS for part in command for word in _WORD.findall(part))
+    netns = None if is_vm else host.new_namespace()
+    attachment = host.attach(GUEST, policy=policy, netns=netns)
+    summary = Summary()
+    watch = host.watch(GUEST)
+    teller = threading.Thread(target=_gather, args=(watch, summary), daemon=True)
+    teller.start()
+    try:
+        status = _launched(host, command, attachment, is_vm)
+        suggestion = _settled(host) if report else None
+    finally:
+        # In this order: the gateway tells of flows that are open still when the guest goes.
+        host.detach(GUEST)
+        watch.close()
+        teller.join()
+        while (left := watch.poll()) is not None:
+            summary.take(left)
+    return status, summary, suggestion
+
+
+def _gather(watch: Watch, summary: Summary) -> None:
+    for decision in watch:
+        summary.take(decision)
+
+
+def _launched(host: Host, command: list[str], attachment: Attachment, is_vm: bool) -> int:
+    document = attachment.model_dump(mode="json")
+    words = _words(attachment, command)
+    argv = [_WORD.sub(lambda found: words[found[1]], part) for part in command]
+    spec = {
+        "netns": host.namespace if is_vm else attachment.netns,
+        "attachment": None if is_vm else document,
+        "tap": attachment.tap if any("{fd}" in part for part in command) else None,
+        "argv": argv,
+    }
+    number = waiting.told_to_end()
+    if number is not None:
+        raise typer.Exit(waiting.SIGNALLED + number)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-m", "guestnet.cli.launch", codec.dumps(spec)]
+    )
+    reasons: list[str] = []
+
+    def lost(reason: str) -> None:
+        reasons.append(reason)
+        process.kill()
+
+    host.watch_site(lost)
+    try:
+        status = waiting.wait_for(process.pid, process.poll)
+    finally:
+        process.kill()
+        process.wait()
+    if reasons:
+        raise HostError("run", command[0], 0, f"the rootless site's process {reasons[0]}")
+    return status if status >= 0 else waiting.SIGNALLED - status
+
+
+def _words(attachment: Attachment, command: Sequence[str]) -> dict[str, str]:
+    """What the words stand for."""
+    words = {
+        "tap": attachment.tap,
+        "mac": attachment.mac,
+        "fd": "{fd}",  # its number is known when it is opened
+        "ipv4": str(attachment.ipv4 or ""),
+        "ipv6": str(attachment.ipv6 or ""),
+        "gateway": str(attachment.gateway_ipv4 or attachment.gateway_ipv6 or ""),
+    }
+    if any("{kernel_args}" in part for part in command):
+        from ..vmm import render
+
+        words["kernel_args"] = render(attachment, "kernel-args").text
+    return words
+
+
+def _settled(host: Host) -> str:
+    """The suggested policy, once what the command left open is told."""
+    deadline = time.monotonic() + SETTLE_MAX_S
+    found = host.suggest_policy(GUEST)
+    while time.monotonic() < deadline:
+        time.sleep(SETTLE_S)
+        before, found = found, host.suggest_policy(GUEST)
+        if found == before:
+            break
+    return found
+
+
+def _tell(summary: Summary, suggestion: str | None, status: int, *, as_json: bool) -> None:
+    if as_json:
+        document: dict[str, Any] = {"status": status, **summary.document()}
+        if suggestion is not None:
+            document["policy"] = suggestion
+        print(codec.dumps(document), file=sys.stderr)
+        return
+    for line in summary.text():
+        output.note(line)
+    if suggestion is not None:
+        output.note(f"a policy that allows all of this: {suggestion}")
