@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import os
 import select
 import shlex
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 from . import processes
 from .image import Image, image
@@ -33,6 +35,12 @@ _QUIET = ("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-
 #: A PXE ROM would only be looked for, and is not installed everywhere.
 _NO_ROM = ("-global", "virtio-net-pci.romfile=")
 _KERNEL_ARGS = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable mitigations=off nokaslr"
+
+
+class Starter(Protocol):
+    """Where a VMM is started: a namespace, or a command that starts another."""
+
+    def popen(self, argv: Sequence[str], **kwargs: Any) -> subprocess.Popen[bytes]: ...
 
 
 class GuestError(RuntimeError):
@@ -57,20 +65,24 @@ class Guest:
 
     `net_args` are QEMU's own words for the interface and `kernel_args` the guest's addresses, as
     `guestnet show --format qemu` gives them, or as `tap_args()` and `address_args()` below do.
+    `owner` is the user who runs QEMU, if that is not ourselves.
     """
 
     def __init__(
         self,
-        namespace: Namespace,
+        namespace: Starter,
         net_args: Sequence[str] = (),
         kernel_args: str = "",
         *,
         guest_image: Image | None = None,
         memory_mib: int = MEMORY_MIB,
         boot_timeout_s: float = BOOT_TIMEOUT_S,
+        owner: int | None = None,
     ) -> None:
         made = guest_image or image()
         self._directory = tempfile.TemporaryDirectory(prefix="gnlab-vm-")
+        if owner is not None:
+            os.chown(self._directory.name, owner, owner)
         self._console = Path(self._directory.name, "console")
         # The guest holds the other end: when ours closes, however we end, it powers off.
         self._agent, remote = socket.socketpair()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GUEST = "guest"
 #: Words of the command that are replaced; those of a VM, and those of any guest.
 _VM_WORDS = ("tap", "fd", "mac", "kernel_args")
-_WORDS = (*_VM_WORDS, "ipv4", "ipv6", "gateway")
+_WORDS = (*_VM_WORDS, "ipv4", "ipv6", "gateway", "gateway6")
 _WORD = re.compile("{(" + "|".join(_WORDS) + ")}")
 #: A command's last flows end within moments of it; so long is waited for what they were.
 SETTLE_S, SETTLE_MAX_S = 0.1, 2.0
@@ -60,9 +60,9 @@ def run(
 ) -> None:
     """Run a program, or a VM, in a network of its own; its status is ours.
 
-    In the arguments {tap}, {fd}, {mac}, {kernel_args}, {ipv4}, {ipv6} and {gateway} are replaced.
-    With one of the first four the command is a VM's, and gets a TAP; otherwise it is a program of
-    this machine, whose network alone is the guest's.
+    In its arguments {tap}, {fd}, {mac}, {kernel_args}, {ipv4}, {ipv6}, {gateway} and {gateway6}
+    are replaced. With one of the first four the command is a VM's, and gets a TAP; otherwise it is
+    a program of this machine, whose network alone is the guest's.
     """
     if command[0] == "--":
         command = command[1:]
@@ -144,7 +144,8 @@ def _launched(host: Host, command: list[str], attachment: Attachment, is_vm: boo
     if number is not None:
         raise typer.Exit(waiting.SIGNALLED + number)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "guestnet.cli.launch", codec.dumps(spec)]
+        [sys.executable, "-I", "-m", "guestnet.cli.launch", codec.dumps(spec)],
+        close_fds=False,  # what the caller left open is for the command
     )
     reasons: list[str] = []
 
@@ -171,7 +172,8 @@ def _words(attachment: Attachment, command: Sequence[str]) -> dict[str, str]:
         "fd": "{fd}",  # its number is known when it is opened
         "ipv4": str(attachment.ipv4 or ""),
         "ipv6": str(attachment.ipv6 or ""),
-        "gateway": str(attachment.gateway_ipv4 or attachment.gateway_ipv6 or ""),
+        "gateway": str(attachment.gateway_ipv4 or ""),
+        "gateway6": str(attachment.gateway_ipv6 or ""),
     }
     if any("{kernel_args}" in part for part in command):
         from ..vmm import render

@@ -1,0 +1,367 @@
+"""`guestnet run` as an ordinary user, whose machine is the lab's site."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from lab import processes, qemu
+from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, SITE_IPV4, SITE_IPV6, Server
+from lab.image import image
+from lab.internet import Servers
+from lab.user import User
+from lab.world import World
+
+pytestmark = pytest.mark.root
+
+T = TypeVar("T")
+
+PATIENCE_S = 30.0
+BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+NAME = ALLOWED.name
+#: The user's own machine, which guests must not reach.
+HOME = Server("home", "home.example.test", SITE_IPV4.ip, SITE_IPV6.ip)
+LOOPBACK = Server("loopback", "loop.example.test", IPv4Address("127.0.0.1"), IPv6Address("::1"))
+CURL = ("curl", "-sS", "-m", str(PATIENCE_S))
+
+
+class Stage:
+    def __init__(self, world: World, user: User, home: Servers) -> None:
+        self.world, self.user, self.home = world, user, home
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.user.guestnet("run", *arguments)
+
+    def told(self, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+        """The same, with the summary that it prints last."""
+        done = self.run("--json", *arguments)
+        return done, json.loads(done.stderr.splitlines()[-1])
+
+    def popen(self, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", "guestnet.cli", "run", *arguments]
+        return self.user.popen(command, **how)
+
+
+@pytest.fixture(scope="module")
+def the_stage() -> Iterator[Stage]:
+    with World() as world, User(world.site) as user:
+        home = world.serve(world.site, HOME)
+        loopback = world.serve(world.site, LOOPBACK)
+        assert loopback.arrivals() == []
+        yield Stage(world, user, home)
+
+
+@pytest.fixture
+def stage(the_stage: Stage) -> Iterator[Stage]:
+    """The stage; whatever a test ran as the user is gone at its end, by itself."""
+    the_stage.world.servers.forget()
+    the_stage.home.forget()
+    yield the_stage
+    eventually(lambda: not the_stage.user.processes())
+
+
+def eventually(found: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return result
+
+
+def url(server: Server, version: int) -> str:
+    return f"http://[{server.ipv6}]/" if version == 6 else f"http://{server.ipv4}/"
+
+
+# -- a program's network -----------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_allowed_name_is_one_line(stage: Stage, scheme: str, version: int) -> None:
+    authority = stage.user.home / "authority.pem"
+    shutil.copy(stage.world.certificates.authority, authority)
+    curl = (*CURL, f"-{version}", "--cacert", str(authority), f"{scheme}://{NAME}/")
+    done, told = stage.told("--allow", NAME, "--", *curl)
+    assert done.returncode == 0, done.stderr
+    page = json.loads(done.stdout)
+    # It comes from the machine's own address, as any program's of this user.
+    assert page["server"] == "allowed"
+    assert page["client"] == str(SITE_IPV4.ip if version == 4 else SITE_IPV6.ip)
+    (flow,) = (line for line in told["decisions"] if line["kind"] == "flow")
+    assert (flow["verdict"], flow["name"], flow["count"]) == ("allow", NAME, 1)
+    assert flow["bytes_down"] > 0
+
+
+def test_a_name_that_is_not_allowed_does_not_exist(stage: Stage) -> None:
+    done, told = stage.told("--allow", NAME, "--", *CURL, f"http://{FORBIDDEN.name}/")
+    assert done.returncode == 6  # CURLE_COULDNT_RESOLVE_HOST
+    assert {(d["verdict"], d["kind"], d["name"]) for d in told["decisions"]} == {
+        ("deny", "dns", FORBIDDEN.name)
+    }
+    assert stage.world.arrivals(FORBIDDEN) == []
+
+
+@BOTH
+def test_an_address_is_refused_at_once_and_told_with_its_rule(stage: Stage, version: int) -> None:
+    done, told = stage.told("--allow", NAME, "--", *CURL, url(FORBIDDEN, version))
+    assert done.returncode in (7, 56)  # could not connect, connection reset
+    (line,) = told["decisions"]
+    assert (line["verdict"], line["rule"]) == ("deny", "default_egress=deny")
+    assert line["address"] == str(getattr(FORBIDDEN, f"ipv{version}"))
+    assert stage.world.arrivals(FORBIDDEN) == []
+
+
+def test_nothing_given_is_nothing_allowed(stage: Stage) -> None:
+    assert stage.run("--", *CURL, f"http://{NAME}/").returncode != 0
+    assert stage.run("--", *CURL, url(ALLOWED, 4)).returncode != 0
+    assert stage.world.arrivals() == []
+
+
+def test_a_policy_may_be_a_file(stage: Stage) -> None:
+    file = stage.user.home / "policy"
+    file.write_text(f"# what the tool needs\nallow@{NAME}:80\n")
+    assert stage.run("--policy", str(file), "--", *CURL, f"http://{NAME}/").returncode == 0
+    assert stage.run("--policy", "allow@nonsense", "--", "true").returncode == 2
+
+
+def test_a_report_suggests_the_policy(stage: Stage) -> None:
+    done, told = stage.told("--report", "--", *CURL, f"http://{NAME}/")
+    assert done.returncode == 0, done.stderr
+    assert told["policy"] == f"allow@{NAME}:tcp:80"
+    again, told = stage.told("--policy", told["policy"], "--", *CURL, f"http://{NAME}/")
+    assert again.returncode == 0
+    assert all(line["verdict"] == "allow" for line in told["decisions"])
+
+
+def test_the_summary_for_people(stage: Stage) -> None:
+    script = f"curl -s http://{NAME}/; curl -s http://{FORBIDDEN.name}/; true"
+    done = stage.run("--allow", NAME, "--", "sh", "-c", script)
+    allowed, *denied = done.stderr.splitlines()
+    assert f"allowed     1x  tcp   {NAME}:80 (" in allowed
+    assert f"by `allow@{NAME}`" in allowed
+    assert "DENIED" in denied[0]
+    assert FORBIDDEN.name in denied[0]
+
+
+# -- the floor: the user's own machine ----------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("policy", ["all", "public,private", "allow@any"])
+def test_the_machine_itself_is_out_of_reach(stage: Stage, policy: str, version: int) -> None:
+    """By its address, by its loopback's, and by the gateway's."""
+    gateway = "{gateway}" if version == 4 else "[{gateway6}]"
+    mapped = "[::ffff:127.0.0.1]" if version == 6 else "127.0.0.1"
+    targets = [url(HOME, version), f"http://{gateway}/", f"http://{mapped}/"]
+    for target in targets:
+        done = stage.run("--policy", policy, "--", *CURL, "-g", target)
+        assert done.returncode in (7, 56), (target, done.stdout, done.stderr)
+    assert stage.home.arrivals() == []
+
+
+def test_a_name_of_the_machine_itself_does_not_exist(stage: Stage) -> None:
+    for name in ("to-site.example.test", "to-loopback.example.test"):
+        assert stage.run("--allow", name, "--", *CURL, f"http://{name}/").returncode == 6
+    assert stage.home.arrivals() == []
+
+
+# -- the program and its surroundings ------------------------------------------------------------
+
+
+def test_it_is_still_the_same_user_with_the_same_files(stage: Stage) -> None:
+    (stage.user.home / "file").write_text("mine\n")
+    script = "id -u; id -g; cat file; touch made; grep CapEff /proc/self/status"
+    done = stage.run("--", "sh", "-c", script)
+    uid = str(stage.user.uid)
+    assert done.stdout.split() == [uid, uid, "mine", "CapEff:", "0" * 16]
+    assert (stage.user.home / "made").stat().st_uid == stage.user.uid
+
+
+def test_it_has_no_way_into_the_site(stage: Stage) -> None:
+    """It may have every right in a user namespace of its own, and none over those above."""
+    with running(stage, "--allow", NAME, "--", "sleep", "1000") as run:
+        agent = find(stage, "rootless.agent", below=run.pid)
+        enter = f"nsenter -t {agent} -U --preserve-credentials -n true"
+        assert stage.user.run(["sh", "-c", enter]).returncode == 0  # the user outside may
+    inside = "for n in /proc/[0-9]*; do nsenter --net=$n/ns/net true 2>/dev/null && echo $n; done"
+    done = stage.run("--", "unshare", "-Ur", "sh", "-c", inside)
+    assert done.stdout == ""
+    done = stage.run("--", "unshare", "-Ur", "ip", "link", "set", "eth0", "address", "02::1")
+    assert done.returncode != 0
+
+
+def test_its_status_is_ours(stage: Stage) -> None:
+    assert stage.run("--", "sh", "-c", "exit 7").returncode == 7
+    assert stage.run("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
+    assert stage.run("--", "no-such-command").returncode == 127
+    assert stage.run("--", "/").returncode == 126
+    assert stage.run("--", "sh", "-c", "cat; exit 0").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_goes_on_to_it(stage: Stage, number: signal.Signals) -> None:
+    with running(stage, "--", "sh", "-c", "echo up; exec sleep 1000") as run:
+        run.send_signal(number)
+        assert run.wait(PATIENCE_S) == 128 + number
+
+
+def test_a_signal_that_it_handles_is_its_own_matter(stage: Stage) -> None:
+    script = "trap 'echo heard; exit 3' USR1; echo up; while :; do sleep 0.1; done"
+    with running(stage, "--", "sh", "-c", script) as run:
+        run.send_signal(signal.SIGUSR1)
+        out, _err = run.communicate(timeout=PATIENCE_S)
+        assert (run.returncode, out) == (3, b"heard\n")
+
+
+def test_what_it_leaves_in_the_background_ends_with_it(stage: Stage) -> None:
+    done = stage.run("--", "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & exit 0")
+    assert done.returncode == 0
+    assert not stage.user.processes()
+
+
+# -- the end, however it comes ---------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(stage: Stage, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A run whose command is up: it has said so, or it is the process `sleep`."""
+    process = stage.popen(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        if "sleep" in arguments:
+            eventually(lambda: find(stage, "sleep", below=process.pid))
+        else:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def find(stage: Stage, word: str, *, below: int) -> int | None:
+    """The user's process whose command line begins with, or has as a module, that word."""
+    for pid in stage.user.processes() - {below}:
+        line = processes.command_line(pid).split()
+        if line and (line[0] == word or any(part.endswith(word) for part in line[:4])):
+            return pid
+    return None
+
+
+@pytest.mark.parametrize("word", ["guestnet.cli", "rootless.agent", "cli.launch", "sleep", "init"])
+def test_kill_9_leaves_nothing(stage: Stage, word: str) -> None:
+    with running(stage, "--allow", NAME, "--", "sleep", "1000") as run:
+        launch = eventually(lambda: find(stage, "guestnet.cli.launch", below=run.pid))
+        if word == "guestnet.cli":
+            victim = run.pid
+        elif word == "cli.launch":
+            victim = min(processes.children(run.pid) & set(tree(stage, "guestnet.cli.launch")))
+        elif word == "init":
+            victim = max(tree(stage, "guestnet.cli.launch"))
+        else:
+            victim = eventually(lambda: find(stage, word, below=run.pid))
+        assert launch
+        os.kill(victim, signal.SIGKILL)
+        _out, err = run.communicate(timeout=PATIENCE_S)
+        eventually(lambda: not stage.user.processes())
+        assert run.returncode != 0
+        if word == "rootless.agent":
+            assert run.returncode == 7
+            assert f"pid {victim} was killed (SIGKILL)" in err.decode()
+
+
+def tree(stage: Stage, module: str) -> list[int]:
+    return [p for p in stage.user.processes() if f"-m {module} " in processes.command_line(p)]
+
+
+def test_a_killed_gateway_is_followed_by_another(stage: Stage) -> None:
+    script = f"echo up; read line; until curl -sm 5 http://{NAME}/; do sleep 0.2; done"
+    process = stage.popen(
+        "--allow", NAME, "--", "sh", "-c", script,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    first = eventually(lambda: find(stage, "guestnet.gateway", below=process.pid))
+    os.kill(first, signal.SIGKILL)
+    out, _err = process.communicate(b"go\n", timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert json.loads(out)["server"] == "allowed"
+
+
+# -- VMs -----------------------------------------------------------------------------------------
+
+
+def test_a_vmm_gets_a_tap_by_name_or_open(stage: Stage) -> None:
+    """Without any right over the namespace that it is in."""
+    opened = (
+        "import fcntl, os, struct, sys; "
+        "fd = os.open('/dev/net/tun', os.O_RDWR) if sys.argv[1] == 'name' else int(sys.argv[2]); "
+        "request = struct.pack('16sH22x', sys.argv[2].encode()[:15], 0x1002); "
+        "sys.argv[1] == 'name' and fcntl.ioctl(fd, 0x400454CA, request); "
+        "print(struct.unpack('16sH22x', fcntl.ioctl(fd, 0x800454D2, bytes(40)))[0].strip(b'\\0'))"
+    )
+    for how, word in (("name", "{tap}"), ("open", "{fd}")):
+        done = stage.run("--", sys.executable, "-c", opened, how, word, "{mac}")
+        assert done.stdout == "b'gn1-0'\n", done.stderr
+    done = stage.run("--", "ip", "link", "set", "{tap}", "down")
+    assert "not permitted" in done.stderr
+
+
+def test_words_are_replaced_and_other_braces_are_not(stage: Stage) -> None:
+    words = ["{ipv4}", "x{gateway}y", "{ipv6}", "{gateway6}", "{other}", '{"a":1}', "{}"]
+    done = stage.run("--", "printf", r"%s\n", *words)
+    assert done.stdout.split() == [
+        "172.16.0.2/30", "x172.16.0.1y", "fd42:6d73:62::2/64", "fd42:6d73:62::1",
+        "{other}", '{"a":1}', "{}",
+    ]  # fmt: skip
+
+
+class _Run:
+    """Starts VMMs by `guestnet run`."""
+
+    def __init__(self, stage: Stage, *options: str) -> None:
+        self._stage, self._options = stage, options
+
+    def popen(self, argv: Any, **how: Any) -> subprocess.Popen[bytes]:
+        return self._stage.popen(*self._options, "--", *argv, **how)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("word", ["ifname={tap},script=no,downscript=no", "fd={fd}"])
+def test_a_qemu_guest(stage: Stage, word: str) -> None:
+    made = image()
+    kept = replace(
+        made,
+        kernel=Path(shutil.copy(made.kernel, stage.user.home / "kernel")),
+        initramfs=Path(shutil.copy(made.initramfs, stage.user.home / "initramfs")),
+    )
+    for path in (kept.kernel, kept.initramfs):
+        os.chmod(path, 0o644)
+    net = [
+        *("-netdev", f"tap,id=net0,{word}"),
+        *("-device", "virtio-net-pci,netdev=net0,mac={mac}"),
+    ]
+    arguments = "{kernel_args} ip6={ipv6},{gateway6} dns={gateway}"
+    starter = _Run(stage, "--allow", NAME)
+    with qemu.Guest(starter, net, arguments, guest_image=kept, owner=stage.user.uid) as vm:
+        page = vm.run(f"wget -qO- http://{NAME}/", timeout_s=20)
+        assert json.loads(page.output)["server"] == "allowed"
+        for target in (url(FORBIDDEN, 4), url(HOME, 4), url(PRIVATE, 6), url(HOME, 6)):
+            assert not vm.run(f"timeout 5 wget -qO- '{target}'", timeout_s=20).ok
+        assert not vm.run(f"wget -qO- http://{FORBIDDEN.name}/", timeout_s=20).ok
+    assert stage.world.arrivals(FORBIDDEN) == []
+    assert stage.world.arrivals(PRIVATE) == []
+    assert stage.home.arrivals() == []
