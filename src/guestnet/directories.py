@@ -42,4 +42,5 @@ def config_file(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path
 
 def _xdg(variable: str, default: str, environ: Mapping[str, str]) -> Path:
     given = environ.get(variable, "")
-    return Path(given) if given.startswith("/") else Path.home() / default
+    home = Path(environ["HOME"]) if "HOME" in environ else Path.home()
+    return Path(given) if given.startswith("/") else home / default

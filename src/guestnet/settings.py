@@ -16,14 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from . import directories
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from .model import NetworkSpec
 
-DEFAULT_STATE_DIR = Path("/var/lib/guestnet")
-DEFAULT_RUN_DIR = Path("/run/guestnet")
-DEFAULT_CONFIG = Path("/etc/guestnet/guestnet.toml")
 SOCKET_NAME = "guestnet.sock"
 #: sun_path of sockaddr_un is 108 bytes with its terminating zero (linux/un.h).
 SOCKET_PATH_MAX_BYTES = 107
@@ -38,7 +36,9 @@ VARIABLES: Mapping[str, str] = {
     "site": "GUESTNET_SITE",
     "socket_group": "GUESTNET_SOCKET_GROUP",
     "gateway_workers": "GUESTNET_GATEWAY_WORKERS",
+    "rootless": "GUESTNET_ROOTLESS",
 }
+_SWITCH = {"on": True, "off": False}
 CONFIG_VARIABLE = "GUESTNET_CONFIG"
 _NETWORKS = "network"
 #: The network that the variables of `NetworkSpec.from_env` are about.
@@ -50,9 +50,11 @@ class Settings:
     """One instance's settings; `load` reads them, paths come out absolute."""
 
     #: What must survive a restart of the daemon: the leases.
-    state_dir: Path = DEFAULT_STATE_DIR
+    state_dir: Path
     #: Socket, pid and log; may go when the machine goes down.
-    run_dir: Path = DEFAULT_RUN_DIR
+    run_dir: Path
+    #: Guests live in a private user and network namespace: the only way without root.
+    rootless: bool = False
     #: The file that was read, if there was one.
     config: Path | None = None
     #: Network namespace (name or path) to work in; `None` is the daemon's own.
@@ -73,21 +75,26 @@ class Settings:
         config: str | Path | None = None,
         **options: str | Path | None,
     ) -> Self:
-        """Read the settings; `options` are those of `VARIABLES`.
+        """Read the settings; `options` are the keys of `VARIABLES`.
 
         Raises `ConfigError`, also when a file that was asked for by name cannot be read.
         """
         environ = dict(os.environ if environ is None else environ)
-        file = _config_file(config, environ)
+        # The file's place depends on it, so it is no key of the file.
+        rootless = _rootless(options.get("rootless"), environ)
+        file = _config_file(config, environ, rootless)
         written = _read(file) if file is not None else {}
         found: dict[str, str] = {}
         for key, variable in VARIABLES.items():
+            if key == "rootless":
+                continue
             text = _chosen(key, options.get(key), variable, environ, written, file)
             if text is not None:
                 found[key] = text
         return cls(
-            state_dir=_absolute(found.get("state_dir", DEFAULT_STATE_DIR)),
-            run_dir=_absolute(found.get("run_dir", DEFAULT_RUN_DIR)),
+            state_dir=_absolute(found.get("state_dir") or directories.state_dir(rootless, environ)),
+            run_dir=_absolute(found.get("run_dir") or directories.run_dir(rootless, environ)),
+            rootless=rootless,
             config=file,
             site=found.get("site"),
             socket_group=found.get("socket_group"),
@@ -108,6 +115,15 @@ class Settings:
                 f"a socket's path has at most {SOCKET_PATH_MAX_BYTES} bytes, {path} has {size}",
             )
         return path
+
+    @property
+    def client_socket(self) -> Path:
+        """The socket of the daemon to ask: an ordinary user without one may have the machine's."""
+        machine = directories.run_dir(False) / SOCKET_NAME
+        own = self.run_dir == directories.run_dir(True, self.environ)
+        if self.rootless and own and not self.socket.exists() and os.access(machine, os.W_OK):
+            return machine
+        return self.socket
 
     @cached_property
     def networks(self) -> tuple[NetworkSpec, ...]:
@@ -149,13 +165,29 @@ def _network_data(table: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _config_file(option: str | Path | None, environ: Mapping[str, str]) -> Path | None:
+def _rootless(option: str | Path | None, environ: Mapping[str, str]) -> bool:
+    """Whether there is to be no root: an ordinary user has no choice but may say so."""
+    for key, text in (
+        ("rootless", option),
+        (VARIABLES["rootless"], environ.get("GUESTNET_ROOTLESS")),
+    ):
+        if text is not None:
+            if _text(key, str(text)) not in _SWITCH:
+                raise ConfigError(key, str(text), "is on or off")
+            return _SWITCH[str(text)]
+    return os.geteuid() != 0
+
+
+def _config_file(
+    option: str | Path | None, environ: Mapping[str, str], rootless: bool
+) -> Path | None:
     """The file to read; the default one need not exist, one that was named must."""
     if option is not None:
         return _absolute(_text("config", str(option)))
     if CONFIG_VARIABLE in environ:
         return _absolute(_text(CONFIG_VARIABLE, environ[CONFIG_VARIABLE]))
-    return DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None
+    default = directories.config_file(rootless, environ)
+    return default if default.exists() else None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -169,7 +201,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError("config", str(file), f"is not UTF-8 at byte {error.start}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError("config", str(file), f"is not TOML: {error}") from None
-    known = [*VARIABLES, _NETWORKS]
+    known = [*(key for key in VARIABLES if key != "rootless"), _NETWORKS]
     for key, value in data.items():
         if key not in known:
             raise ConfigError(f"{file.name}: {key}", value, f"no such key{_near(key, known)}")

@@ -32,11 +32,27 @@ def written(config: Path, text: str) -> str:
 
 
 def test_defaults() -> None:
-    settings = Settings.load({})
+    settings = Settings.load({}, rootless="off")
     assert settings.state_dir == Path("/var/lib/guestnet")
     assert settings.run_dir == Path("/run/guestnet")
     assert settings.socket == Path("/run/guestnet/guestnet.sock")
     assert (settings.site, settings.socket_group, settings.networks) == (None, None, ())
+
+
+def test_without_root_defaults_are_the_user_s_own() -> None:
+    xdg = {"XDG_STATE_HOME": "/s", "XDG_RUNTIME_DIR": "/r", "HOME": "/h"}
+    settings = Settings.load({**xdg, "GUESTNET_ROOTLESS": "on"})
+    assert settings.rootless
+    assert settings.state_dir == Path("/s/guestnet")
+    assert settings.socket == Path("/r/guestnet/guestnet.sock")
+    # What is not absolute does not count.
+    settings = Settings.load({"XDG_STATE_HOME": "s", "HOME": "/h"}, rootless="on")
+    assert settings.state_dir == Path("/h/.local/state/guestnet")
+    assert not Settings.load(xdg, rootless="off").rootless
+
+
+def test_rootless_is_on_or_off() -> None:
+    assert refusal({"GUESTNET_ROOTLESS": "yes"}) == "GUESTNET_ROOTLESS='yes': is on or off"
 
 
 def test_options_override_environment_overrides_file(config: Path) -> None:

@@ -42,9 +42,17 @@ def _options(
         str | None,
         typer.Option(help="Settings file.  [GUESTNET_CONFIG, /etc/guestnet/guestnet.toml]"),
     ] = None,
+    rootless: Annotated[
+        bool,
+        typer.Option(
+            "--rootless",
+            help="This user's own daemon; without root there is no other.  [GUESTNET_ROOTLESS=on]",
+        ),
+    ] = False,
 ) -> None:
     context = of(ctx)
     context.state_dir, context.run_dir, context.config = state_dir, run_dir, config
+    context.rootless = rootless
 
 
 def main() -> None:

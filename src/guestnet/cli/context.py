@@ -19,6 +19,7 @@ class Context:
     state_dir: str | None = None
     run_dir: str | None = None
     config: str | None = None
+    rootless: bool = False
     #: `--json` was given.
     json: bool = False
 
@@ -28,6 +29,7 @@ class Context:
             state_dir=self.state_dir,
             run_dir=self.run_dir,
             config=self.config,
+            rootless="on" if self.rootless else None,
             site=site,
             socket_group=socket_group,
         )
@@ -35,7 +37,7 @@ class Context:
     @cached_property
     def api(self) -> Api:
         """The daemon's API."""
-        return Api(self.settings().socket)
+        return Api(self.settings().client_socket)
 
 
 def of(ctx: typer.Context) -> Context:

@@ -49,10 +49,14 @@ def up(
     socket_group: Annotated[
         str | None, typer.Option(help="Group that may use the socket.  [GUESTNET_SOCKET_GROUP]")
     ] = None,
+    rootless: Annotated[
+        bool, typer.Option("--rootless", help="In namespaces of its own, even as root.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Start the daemon; returns when it is ready."""
     context = of(ctx)
+    context.rootless = context.rootless or rootless
 
     def load() -> Settings:
         return context.settings(site=site, socket_group=socket_group)
@@ -71,19 +75,21 @@ def up(
     else:
         word = "is up" if started else "was up already"
         output.say(f"guestnet {word}: pid {about['pid']}, socket {settings.socket}")
-        output.say(f"state in {about['state_dir']}, site {about['site'] or 'this namespace'}")
+        where = "of its own, rootless" if about["rootless"] else about["site"] or "this namespace"
+        output.say(f"state in {about['state_dir']}, site {where}")
 
 
 def down(ctx: typer.Context, json: Json = False) -> None:
-    """Stop the daemon; guests keep their network."""
+    """Stop the daemon; guests keep their network, but for a rootless one's."""
     settings = of(ctx).settings()
     pid = _stop(settings)
+    guests = "went with it" if settings.rootless else "keep their network"
     if json:
         output.as_json({"stopped": pid is not None, "pid": pid})
     elif pid is None:
         output.say(f"guestnet is not up: nothing listens on {settings.socket}")
     else:
-        output.say(f"guestnet is down (was pid {pid}); guests keep their network")
+        output.say(f"guestnet is down (was pid {pid}); guests {guests}")
 
 
 def _running(settings: Settings) -> dict[str, Any] | None:
@@ -97,7 +103,11 @@ def _running(settings: Settings) -> dict[str, Any] | None:
         raise
     finally:
         api.close()
-    for key, wanted in (("state_dir", str(settings.state_dir)), ("site", settings.site)):
+    for key, wanted in (
+        ("state_dir", str(settings.state_dir)),
+        ("site", settings.site),
+        ("rootless", settings.rootless),
+    ):
         if about[key] != wanted:
             raise ConflictError(
                 key,
@@ -150,6 +160,7 @@ def _command(settings: Settings) -> list[str]:
         "config": settings.config,
         "site": settings.site,
         "socket-group": settings.socket_group,
+        "rootless": "on" if settings.rootless else "off",
     }
     given = [f"--{key}={value}" for key, value in arguments.items() if value is not None]
     return [sys.executable, "-P", "-m", "guestnet.daemon", *given]

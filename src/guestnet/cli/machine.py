@@ -6,10 +6,10 @@ from typing import Any
 
 import typer
 
-from ..client import NO_DAEMON, Api
+from ..client import NO_DAEMON
 from ..errors import UnreachableError
 from . import output
-from .context import Json, of
+from .context import Context, Json, of
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def gc(ctx: typer.Context, json: Json = False) -> None:
 
 def doctor(ctx: typer.Context, json: Json = False) -> None:
     """Look for what keeps guests from working. Status 1 if there is an error."""
-    findings = _findings(of(ctx).api)
+    findings = _findings(of(ctx))
     if json:
         output.as_json(findings)
     else:
@@ -61,8 +61,9 @@ def version(ctx: typer.Context, json: Json = False) -> None:
     output.say(f"daemon {about['version']}, pid {about['pid']}" if about else "no daemon is up")
 
 
-def _findings(api: Api) -> list[dict[str, Any]]:
+def _findings(context: Context) -> list[dict[str, Any]]:
     """The daemon's findings; without it those that need none, and that it is missing."""
+    api = context.api
     try:
         found: list[dict[str, Any]] = api.get("/v1/doctor")
     except UnreachableError as error:
@@ -75,6 +76,10 @@ def _findings(api: Api) -> list[dict[str, Any]]:
             "detail": f"none listens on {api.path}" if absent else str(error),
             "remedy": "run: guestnet up" if absent else "",
         }
-        return [*(finding.model_dump() for finding in machine_findings()), daemon]
+        found = [
+            finding.model_dump()
+            for finding in machine_findings(rootless=context.settings().rootless)
+        ]
+        return [*found, daemon]
     up = {"check": "daemon", "status": "ok", "detail": f"listens on {api.path}", "remedy": ""}
     return [*found, up]

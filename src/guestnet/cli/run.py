@@ -106,7 +106,7 @@ def _run(
     from .summary import Summary
 
     is_vm = any(word in _VM_WORDS for part in command for word in _WORD.findall(part))
-    netns = None if is_vm else host.new_namespace()
+    netns = None if is_vm else "new"
     attachment = host.attach(GUEST, policy=policy, netns=netns)
     summary = Summary()
     watch = host.watch(GUEST)

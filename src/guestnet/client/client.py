@@ -67,7 +67,7 @@ def connect(run_dir: str | Path | None = None) -> Client:
 
     Raises `UnreachableError`, with what to do, when no daemon listens there.
     """
-    client = Client(Settings.load(run_dir=run_dir).socket)
+    client = Client(Settings.load(run_dir=run_dir).client_socket)
     try:
         client.api.open()
     except BaseException:

@@ -12,7 +12,7 @@ from .serve import run
 def main() -> int:
     """Serve until told to stop; returns the exit status."""
     parser = argparse.ArgumentParser(prog="guestnetd", description=__doc__)
-    for option in ("state-dir", "run-dir", "config", "site", "socket-group"):
+    for option in ("state-dir", "run-dir", "config", "site", "socket-group", "rootless"):
         parser.add_argument(f"--{option}")
     parser.add_argument("--report-fd", type=int, help="where to say how the start went, as JSON")
     arguments = vars(parser.parse_args())

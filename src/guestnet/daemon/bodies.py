@@ -23,6 +23,8 @@ class About(Value):
     run_dir: str
     #: The namespace it was told to work in; null is the one it was started in.
     site: str | None
+    #: Whether guests live in a private namespace of its own.
+    rootless: bool
 
 
 class Fault(BaseModel):

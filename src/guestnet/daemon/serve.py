@@ -15,7 +15,7 @@ from types import FrameType
 
 import uvicorn
 
-from ..errors import GuestnetError
+from ..errors import GuestnetError, HostError
 from ..host import Host
 from ..settings import Settings
 from .app import create_app
@@ -60,7 +60,10 @@ def serve(settings: Settings, report_fd: int | None) -> None:
         stack.callback(run_dir.close)
         host = stack.enter_context(
             Host.open(
-                settings.state_dir, site=settings.site, gateway_workers=settings.gateway_workers
+                settings.state_dir,
+                site=settings.site,
+                rootless=settings.rootless,
+                gateway_workers=settings.gateway_workers,
             )
         )
         for spec in networks:
@@ -73,6 +76,7 @@ def serve(settings: Settings, report_fd: int | None) -> None:
             state_dir=str(settings.state_dir),
             run_dir=str(settings.run_dir),
             site=settings.site,
+            rootless=settings.rootless,
         )
 
         def ready() -> None:
@@ -82,9 +86,14 @@ def serve(settings: Settings, report_fd: int | None) -> None:
             notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving on {settings.socket}")
             _report(report_fd, {"ready": True, **about.model_dump()})
 
-        _Server(host, about, ready).run(sockets=[run_dir.socket])
-        logger.info("stopping; guests keep their network")
+        server = _Server(host, about, ready)
+        host.watch_site(server.site_lost)
+        server.run(sockets=[run_dir.socket])
         notify("STOPPING=1")
+        if server.lost:
+            raise HostError("serve", "the rootless site", 0, f"its process {server.lost}")
+        guests = "went with it" if settings.rootless else "keep their network"
+        logger.info("stopping; guests %s", guests)
 
 
 class _Server(uvicorn.Server):
@@ -93,6 +102,13 @@ class _Server(uvicorn.Server):
     def __init__(self, host: Host, about: About, ready: Callable[[], None]) -> None:
         super().__init__(_config(host, about, lambda: self.should_exit))
         self._ready = ready
+        #: Why the site ended by itself, if it did.
+        self.lost = ""
+
+    def site_lost(self, reason: str) -> None:
+        """End: without its site there is nothing left to serve."""
+        self.lost = reason
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""

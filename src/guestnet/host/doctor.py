@@ -8,8 +8,9 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import GuestnetError
+from ..errors import GuestnetError, HostError
 from ..kernel.interface import Site
+from ..kernel.rootless import RootlessSite, obstacles
 from ..model import Finding
 from ..ruleset import FINGERPRINT
 from .ledger import Ledger
@@ -24,15 +25,42 @@ _CONNTRACK_SMALL = 16384
 
 def examine(site: Site, ledger: Ledger) -> list[Finding]:
     """All findings, in the order in which problems build on each other."""
-    found = machine_findings()
+    found = [*_kernel(), *_rootless()] if site.relays_all else machine_findings(rootless=False)
     for check in (_ruleset, _foreign, _forwarding, _bridge_filter, _conntrack, _egress, _overlaps):
         found += _guarded(check, site, ledger)
     return found
 
 
-def machine_findings() -> list[Finding]:
+def machine_findings(*, rootless: bool) -> list[Finding]:
     """Findings that need no open host: kernel, privileges, devices and libraries."""
+    if rootless:
+        return [*_kernel(), *_rootless(), *_rootless_start()]
     return [*_kernel(), *_root(), *_tun(), *_legacy_iptables()]
+
+
+def _rootless() -> Iterator[Finding]:
+    """What an ordinary user needs of the machine: only without namespaces nothing works."""
+    yield _ok("privileges", f"user id {os.geteuid()}: guests live in namespaces of this user's own")
+    checks = (
+        ("user namespaces", obstacles.user_namespaces(), "may be made", _error),
+        ("tun", obstacles.tun(), "/dev/net/tun opens", _warning),
+        ("ping", obstacles.ping(), "echo requests can be relayed", _warning),
+    )
+    for check, found, fine, say in checks:
+        for obstacle in found:
+            yield say(check, obstacle.detail, obstacle.remedy)
+        if not found:
+            yield _ok(check, fine)
+
+
+def _rootless_start() -> Iterator[Finding]:
+    """The settings cannot tell everything (seccomp, say), so it is tried."""
+    try:
+        RootlessSite().close()
+    except HostError as error:
+        yield _error("rootless site", str(error), "see the error")
+    else:
+        yield _ok("rootless site", "namespaces were made, and are gone again")
 
 
 def _guarded(check: _Check, site: Site, ledger: Ledger) -> list[Finding]:
@@ -70,7 +98,9 @@ def _root() -> Iterator[Finding]:
         yield _ok("privileges", "root")
     else:
         yield _error(
-            "privileges", f"user id {os.geteuid()}", "run the daemon as root (CAP_NET_ADMIN)"
+            "privileges",
+            f"user id {os.geteuid()}",
+            "run the daemon as root (CAP_NET_ADMIN), or without it: --rootless",
         )
 
 

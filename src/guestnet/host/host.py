@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 Address = IPv4Address | IPv6Address
 
 DEFAULT_NETWORK = "default"
+#: Asked for as a guest's namespace: one of its own. A name `new` is written as a path.
+NEW_NAMESPACE = "new"
 #: Unused policies are deleted many at a time: each time the dispatch is written anew.
 UNUSED_POLICIES_KEPT = 64
 
@@ -86,6 +88,8 @@ class Host:
         self._decisions = decisions
         self._relays = Relays(self._ledger, site, decisions.take, workers)
         self._generation = 0
+        #: Paths of the namespaces that were made for guests.
+        self._namespaces: set[str] = set()
         self._closed = False
 
     @classmethod
@@ -152,10 +156,6 @@ class Host:
         A rootless host's belongs to a user namespace, which is to be entered first.
         """
         return self._site.namespace
-
-    def new_namespace(self) -> str:
-        """The path of a new network namespace for `attach(netns=…)`; it goes with this object."""
-        return self._site.new_namespace()
 
     def close(self) -> None:
         """Finish pending detaches and let go; guests keep their network."""
@@ -241,9 +241,36 @@ class Host:
         `options` are the fields of `AttachRequest`: network, policy, ipv4, ipv6, mac, mtu, tap,
         netns, guest_interface, queues, owner, group. A guest that is attached just so is returned
         as it is; otherwise `ConflictError`. The network `default` comes into being when first used.
+        `netns="new"` makes a namespace for the guest, which goes with it or with this object.
         """
         request = AttachRequest(guest=guest, **options)
         policy = parse_policy(request.policy) if request.policy is not None else None
+        if request.netns != NEW_NAMESPACE:
+            return self._attach(request, policy)
+        with self._lock:
+            known = self._ledger.attached.get(guest)
+            standing = known.attachment.netns if known and known.attachment else None
+        is_ours = standing is not None and standing in self._namespaces
+        path = standing if is_ours else self._new_namespace()
+        try:
+            return self._attach(request.model_copy(update={"netns": path}), policy)
+        except BaseException:
+            if path != standing:
+                self._drop_namespace(path)
+            raise
+
+    def _new_namespace(self) -> str:
+        path = self._site.new_namespace()
+        self._namespaces.add(path)
+        return path
+
+    def _drop_namespace(self, path: str | None) -> None:
+        """Let go of a namespace that was made for a guest; what runs in it keeps it."""
+        if path is not None and path in self._namespaces:
+            self._namespaces.discard(path)
+            self._site.drop_namespace(path)
+
+    def _attach(self, request: AttachRequest, policy: Policy | None) -> Attachment:
         with self._lock:
             is_leaving = self._ledger.is_leaving(request.guest, request.netns)
         if is_leaving:
@@ -386,6 +413,7 @@ class Host:
             self._ledger.policies.drop(policy)
             self._relays.forget(guest)
             self._decisions.forget(guest)
+            self._drop_namespace(attachment.netns)
         self._reaper.add(lease)
         return True
 

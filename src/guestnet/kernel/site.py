@@ -85,7 +85,7 @@ class NamespaceSite:
         self._lock = threading.RLock()
         self._reaping = threading.Lock()
         self._tracking = threading.Lock()
-        self._made: list[int] = []
+        self._made: dict[str, int] = {}
         self._netns_fd = open_netns(netns) if netns is not None else None
         with self.inside():
             self._owner = NamespaceLock()
@@ -106,9 +106,8 @@ class NamespaceSite:
             part = getattr(self, name, None)
             if part is not None:
                 part.close()
-        for fd in self._made:
-            os.close(fd)
-        self._made.clear()
+        for path in list(self._made):
+            self.drop_namespace(path)
         if self._netns_fd is not None:
             os.close(self._netns_fd)
             self._netns_fd = None
@@ -141,8 +140,13 @@ class NamespaceSite:
     def new_namespace(self) -> str:
         """The path of a new network namespace, for a guest; it goes with this site's closing."""
         fd = new_netns()
-        self._made.append(fd)
-        return f"/proc/{os.getpid()}/fd/{fd}"
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        self._made[path] = fd
+        return path
+
+    def drop_namespace(self, path: str) -> None:
+        """Let go of a namespace that was made here; it goes unless something runs in it."""
+        os.close(self._made.pop(path))
 
     def watch(self, lost: Callable[[str], None]) -> None:
         """Call `lost` with the reason should the site end by itself; a namespace never does."""

@@ -16,7 +16,6 @@ _TUN = Path("/dev/net/tun")
 class Obstacle:
     """Something in the way: what was seen, and the remedy."""
 
-    what: str
     detail: str
     remedy: str
 
@@ -25,28 +24,18 @@ def user_namespaces() -> list[Obstacle]:
     """Settings that forbid user namespaces, as far as the machine tells."""
     found = []
     if _number("user/max_user_namespaces") == 0:
-        found.append(
-            Obstacle(
-                "user namespaces", "user.max_user_namespaces is 0",
-                "as root: sysctl -w user.max_user_namespaces=15000",
-            )
-        )  # fmt: skip
+        remedy = "as root: sysctl -w user.max_user_namespaces=15000"
+        found.append(Obstacle("user.max_user_namespaces is 0", remedy))
     if _number("kernel/unprivileged_userns_clone") == 0:
-        found.append(
-            Obstacle(
-                "user namespaces", "kernel.unprivileged_userns_clone is 0",
-                "as root: sysctl -w kernel.unprivileged_userns_clone=1",
-            )
-        )  # fmt: skip
-    if os.geteuid() != 0 and _number("kernel/apparmor_restrict_unprivileged_userns") == 1:
-        found.append(
-            Obstacle(
-                "user namespaces", "AppArmor gives them no rights "
-                "(kernel.apparmor_restrict_unprivileged_userns is 1)",
-                "as root: add an AppArmor profile with `userns,` for this Python, "
-                "or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-            )
-        )  # fmt: skip
+        remedy = "as root: sysctl -w kernel.unprivileged_userns_clone=1"
+        found.append(Obstacle("kernel.unprivileged_userns_clone is 0", remedy))
+    key = "kernel/apparmor_restrict_unprivileged_userns"
+    if os.geteuid() != 0 and _number(key) == 1:
+        remedy = (
+            "as root: give this Python an AppArmor profile with `userns,`, or "
+            f"sysctl -w {key.replace('/', '.')}=0"
+        )
+        found.append(Obstacle(f"AppArmor gives them no rights ({key} is 1)", remedy))
     return found
 
 
@@ -55,17 +44,15 @@ def tun() -> list[Obstacle]:
     try:
         os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
-        return [Obstacle("tun", f"there is no {_TUN}", "as root: modprobe tun")]
+        return [Obstacle(f"there is no {_TUN}", "as root: modprobe tun")]
     except PermissionError:
-        return [
-            Obstacle(
-                "tun", f"{_TUN} is not open to this user",
-                f"as root: chmod 0666 {_TUN} (it gives no rights by itself; udev's rule "
-                "on most distributions), or setfacl -m u:USER:rw",
-            )
-        ]  # fmt: skip
+        remedy = (
+            f"as root: chmod 0666 {_TUN}, as most distributions have it (opening it gives no "
+            f"rights over any network), or setfacl -m u:{os.geteuid()}:rw {_TUN}"
+        )
+        return [Obstacle(f"{_TUN} is not open to this user", remedy)]
     except OSError as error:
-        return [Obstacle("tun", f"{_TUN}: {error.strerror}", "allow the device in this container")]
+        return [Obstacle(f"{_TUN}: {error.strerror}", "allow the device in this container")]
     return []
 
 
@@ -77,12 +64,8 @@ def ping() -> list[Obstacle]:
     low, high = map(int, text.split())
     if any(low <= group <= high for group in {os.getegid(), *os.getgroups()}):
         return []
-    return [
-        Obstacle(
-            "ping", f"net.ipv4.ping_group_range is {low} {high}, without a group of this user",
-            'as root: sysctl -w net.ipv4.ping_group_range="0 2147483647"',
-        )
-    ]  # fmt: skip
+    detail = f"net.ipv4.ping_group_range is {low} {high}, without a group of this user"
+    return [Obstacle(detail, 'as root: sysctl -w net.ipv4.ping_group_range="0 2147483647"')]
 
 
 def hint(error: HostError) -> str:

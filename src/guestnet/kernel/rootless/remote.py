@@ -195,6 +195,7 @@ class RootlessSite:
     foreign_filters = _remote(NamespaceSite.foreign_filters)
     accept_in_foreign_filters = _remote(NamespaceSite.accept_in_foreign_filters)
     new_namespace = _remote(NamespaceSite.new_namespace)
+    drop_namespace = _remote(NamespaceSite.drop_namespace)
     is_ours = staticmethod(NamespaceSite.is_ours)
 
     def within(self, work: Callable[[], R]) -> R:

@@ -1,0 +1,230 @@
+"""A daemon of an ordinary user's own, whose machine is the lab's site."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from guestnet.errors import ConfigError
+from guestnet.host import Host
+from lab import processes
+from lab.addresses import ALLOWED, FORBIDDEN
+from lab.user import User
+from lab.world import World
+
+pytestmark = pytest.mark.root
+
+T = TypeVar("T")
+
+PATIENCE_S = 30.0
+NAME = ALLOWED.name
+
+
+def eventually(found: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return result
+
+
+class Mine:
+    """The user's guestnet."""
+
+    def __init__(self, world: World, user: User) -> None:
+        self.world, self.user = world, user
+
+    def say(self, *arguments: str, **how: Any) -> str:
+        """Run a command that succeeds; returns what it prints."""
+        done = self.user.guestnet(*arguments, **how)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str, **how: Any) -> Any:
+        return json.loads(self.say(*arguments, "--json", **how))
+
+    @property
+    def socket(self) -> Path:
+        return self.user.home / "run" / "guestnet" / "guestnet.sock"
+
+    def up(self) -> int:
+        """Start the daemon; returns its process."""
+        return int(self.json("up")["pid"])
+
+    def find(self, module: str) -> int | None:
+        for pid in self.user.processes():
+            if f"-m {module}" in processes.command_line(pid):
+                return pid
+        return None
+
+
+@pytest.fixture
+def mine(world: World) -> Iterator[Mine]:
+    with User(world.site) as user:
+        made = Mine(world, user)
+        yield made
+        user.guestnet("down")
+        eventually(lambda: not user.processes())
+
+
+def test_up_attach_exec_down(mine: Mine) -> None:
+    pid = mine.up()
+    assert mine.json("version")["daemon"]["rootless"]
+    (state,) = (mine.user.home / ".local/state/guestnet").glob("guestnet.db")
+    assert state.stat().st_uid == mine.user.uid
+    box = mine.json("attach", "box", "--netns", "new", "--policy", f"allow@{NAME}:80")
+    # Asked for once more it is the same.
+    again = mine.json("attach", "box", "--netns", "new", "--policy", f"allow@{NAME}:80")
+    assert again == box
+    page = json.loads(mine.say("exec", "box", "--", "curl", "-sS", f"http://{NAME}/"))
+    assert page["server"] == "allowed"
+    who = mine.say("exec", "box", "--", "sh", "-c", "id -u; grep CapEff /proc/self/status")
+    assert who.split() == [str(mine.user.uid), "CapEff:", "0" * 16]
+    refused = mine.user.guestnet("exec", "box", "--", "curl", "-sS", f"http://{FORBIDDEN.name}/")
+    assert refused.returncode == 6
+    assert mine.json("attach", "vm", "--policy", "public")["tap"].startswith("gn")
+    decided = mine.json("watch", "--recent")
+    assert {(d["name"], d["verdict"]) for d in decided} >= {
+        (NAME, "allow"), (FORBIDDEN.name, "deny"),
+    }  # fmt: skip
+    assert "guests went with it" in mine.say("down")
+    assert not processes.start_time(pid)
+    assert mine.user.processes() == set()
+
+
+def test_a_later_daemon_gives_the_same_addresses(mine: Mine) -> None:
+    mine.up()
+    mine.say("attach", "first")
+    before = mine.json("attach", "second")
+    mine.say("down")
+    mine.up()
+    assert mine.json("ls") == []
+    after = mine.json("attach", "second")
+    assert after["ipv4"] == before["ipv4"]
+    assert after["generation"] > before["generation"]
+
+
+def test_a_second_one_is_told_who_has_it(mine: Mine) -> None:
+    pid = mine.up()
+    again = mine.json("up")
+    assert (again["started"], again["pid"]) == (False, pid)
+    other = mine.user.guestnet("--run-dir", str(mine.user.home / "other"), "up")
+    assert other.returncode == 6
+    assert f"is held by pid {pid}" in other.stderr
+
+
+def test_live_policy_explain_and_suggest(mine: Mine) -> None:
+    mine.up()
+    mine.say("attach", "box", "--netns", "new", "--policy", "mode=report")
+    mine.say("exec", "box", "--", "curl", "-sS", f"http://{NAME}/")
+    suggested = eventually(lambda: mine.say("policy", "suggest", "box").strip() or None)
+    assert suggested == f"allow@{NAME}:tcp:80"
+    mine.say("policy", "set", "box", suggested)
+    mine.say("exec", "box", "--", "curl", "-sS", f"http://{NAME}/")
+    denied = mine.user.guestnet("policy", "explain", "box", "tcp", f"{FORBIDDEN.name}:80")
+    assert denied.returncode == 10
+
+
+def test_a_killed_agent_ends_the_daemon_which_says_so(mine: Mine) -> None:
+    pid = mine.up()
+    mine.say("attach", "box", "--netns", "new", "--policy", f"allow@{NAME}")
+    agent = eventually(lambda: mine.find("guestnet.kernel.rootless.agent"))
+    os.kill(agent, signal.SIGKILL)
+    eventually(lambda: not processes.start_time(pid))
+    eventually(lambda: not mine.user.processes())
+    log = (mine.user.home / "run" / "guestnet" / "guestnet.log").read_text()
+    assert f"pid {agent} was killed (SIGKILL)" in log
+    # What was known is known still, and nothing of it is in the way.
+    mine.up()
+    mine.say("attach", "box", "--netns", "new", "--policy", f"allow@{NAME}")
+
+
+def test_a_killed_daemon_leaves_nothing(mine: Mine) -> None:
+    pid = mine.up()
+    mine.say("attach", "box", "--netns", "new", "--policy", f"allow@{NAME}")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not mine.user.processes())
+    mine.up()
+    assert mine.json("ls") == []
+
+
+def test_every_call_says_that_the_site_is_gone(mine: Mine) -> None:
+    """In a program of the user's own, which goes on."""
+    program = """
+import os, signal, time
+from guestnet import Host, HostError
+with Host.open(rootless=True, remember=False) as host:
+    host.attach("vm", policy="allow@name.test")
+    lost = []
+    host.watch_site(lost.append)
+    os.kill(host._site.pid, signal.SIGKILL)
+    while not lost: time.sleep(0.01)
+    print(lost[0])
+    for call in (lambda: host.attach("other"), lambda: host.detach("vm"), host.counters):
+        try: call()
+        except HostError as error: print(error)
+"""
+    done = mine.user.run([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
+    reason, *errors = done.stdout.splitlines()
+    assert reason.endswith("was killed (SIGKILL)")
+    assert len(errors) == 3
+    assert all("rootless site" in error and reason in error for error in errors)
+
+
+def test_doctor_names_what_is_in_the_way(world: World) -> None:
+    with User(world.site, tun=False) as user:
+        found = {f["check"]: f for f in json.loads(user.guestnet("doctor", "--json").stdout)}
+        assert found["rootless site"]["status"] == "ok"
+        # As this machine has them: closed to all but root.
+        assert found["tun"]["status"] == "warning"
+        assert f"setfacl -m u:{user.uid}:rw /dev/net/tun" in found["tun"]["remedy"]
+        assert found["ping"]["status"] == "warning"
+        done = user.guestnet("run", "--", "cat", "{tap}")
+        assert done.returncode == 7
+        assert "/dev/net/tun" in done.stderr
+        world.site.sysctl("ipv4.ping_group_range", "0 2147483647")
+        found = {f["check"]: f for f in json.loads(user.guestnet("doctor", "--json").stdout)}
+        assert found["ping"]["status"] == "ok"
+
+
+def test_forbidden_user_namespaces_are_named_with_the_remedy(world: World) -> None:
+    with User(world.site) as user:
+        forbid = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'
+        command = ["unshare", "-Ur", "sh", "-c", forbid, "sh", sys.executable, "-m", "guestnet.cli"]
+        for arguments in (["run", "--rootless", "--", "true"], ["--rootless", "up"]):
+            done = user.run([*command, *arguments])
+            assert done.returncode == 7, done.stderr
+            assert "sysctl -w user.max_user_namespaces=" in done.stderr
+        done = user.run([*command, "--rootless", "doctor", "--json"])
+        found = {f["check"]: f for f in json.loads(done.stdout)}
+        assert found["user namespaces"]["status"] == "error"
+
+
+def test_what_cannot_be_asked_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a namespace of its own"):
+        Host.open(tmp_path, rootless=True, site="some")
+    with pytest.raises(ConfigError, match="remember"):
+        Host.open(tmp_path, remember=False)
+
+
+def test_root_may_have_one_too(world: World, tmp_path: Path) -> None:
+    """Which leaves the namespace that it was started in alone."""
+    with world.site.enter(), Host.open(tmp_path / "state", rootless=True) as host:
+        box = host.attach("box", netns="new", policy=f"allow@{NAME}")
+        assert host.attachment("box") == box
+        assert host.counters()
+    assert world.site.run(["nft", "list", "tables"]).stdout == ""
+
+
+def test_a_user_without_a_daemon_is_told_what_to_do(world: World) -> None:
+    with User(world.site) as user:
+        assert "guestnet up" in user.guestnet("ls").stderr
