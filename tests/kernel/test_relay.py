@@ -22,6 +22,7 @@ import pytest
 
 from guestnet.flow import Ended, Flow, PipePool, Reactor, Reason, Relay, way
 from guestnet.flow.pipes import PIPE_BYTES
+from guestnet.flow.relay import prepare
 from guestnet.flow.way import COPY_BYTES, Way
 
 RESET = struct.pack("ii", 1, 0)
@@ -56,6 +57,7 @@ class Stage:
         far, _address = self.listener.accept()
         near.settimeout(PATIENCE_S)
         far.setblocking(False)
+        prepare(far)
         self.peers.append(near)
         return near, far
 

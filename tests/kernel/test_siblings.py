@@ -107,17 +107,14 @@ def test_what_is_told_of_a_former_guest_is_nobody_s(pair: tuple[Worker, Worker])
     assert two.names() == ()
 
 
-def test_a_guest_that_the_daemon_has_told_of_is_heard_of_first(
-    pair: tuple[Worker, Worker],
-) -> None:
+def test_what_is_told_of_a_guest_before_it_is_known_is_kept(pair: tuple[Worker, Worker]) -> None:
     one, two = pair
     two.guests.forget("vm")
-
-    def catch_up() -> None:
-        two.guests.set_guest(here())
-
-    two.guests.catch_up = catch_up
     one.learn()
+    two.siblings.hear()
+    assert two.guests.pins.all() == []
+    two.guests.set_guest(here())
+    two.siblings.hear_again()
     assert two.names() == (NAME,)
 
 

@@ -111,6 +111,14 @@ class Reactor:
         self._epoll.modify(fd, events | select.EPOLLET)
         watch.events = self._told(events)
 
+    def replace(self, fd: int, handler: Handler) -> None:
+        """Call another handler from now on; what was told before is not told again."""
+        self._watches[fd].handler = handler
+
+    def forget(self, fd: int) -> None:
+        """Watch no more a descriptor that is closed next, which makes the kernel forget it too."""
+        del self._watches[fd]
+
     def remove(self, fd: int) -> None:
         """Watch no more; do this *before* closing the descriptor. `KeyError` if unwatched."""
         del self._watches[fd]

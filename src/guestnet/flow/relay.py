@@ -19,10 +19,14 @@ from .pipes import PipePool
 from .reactor import Reactor, Timer
 from .way import COPY_BYTES, Refused, Screen, Way
 
+#: A flow is looked at after so long: most have ended by then, and need neither the options that
+#: notice a dead peer nor a timer.
+LOOK_S = 15.0
 #: A silent peer is asked after a minute, and lost after another: before most NATs forget it.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 15, 4
 
-_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI
+#: What a relay wants to know of a socket.
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI
 _READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
 _WRITABLE = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
 _RESET = struct.pack("ii", 1, 0)
@@ -78,6 +82,10 @@ class Relay:
         self.idle_s = idle_s
         self._on_end = on_end
         self._flows: set[Flow] = set()
+        #: Those that were not looked at yet, oldest first.
+        self._young: dict[Flow, None] = {}
+        self._look_s = min(LOOK_S, idle_s / 2)
+        self._is_looking = False
         # Shared by all: what is copied is read and written within one call.
         self._scratch = memoryview(bytearray(COPY_BYTES))
 
@@ -92,19 +100,42 @@ class Relay:
         to_server: bytes = b"",
         on_end: OnEnd | None = None,
         screens: tuple[Screen, Screen] | None = None,
+        seen: tuple[int | None, int | None] = (None, None),
     ) -> Flow:
         """Relay between two non-blocking TCP sockets, which are the relay's from here on.
 
-        `to_server` was read from the client already and goes first. The server's connect may still
-        be under way. `screens` look at what comes from the client, and from the server. A socket
-        that cannot be watched ends the flow, like any failure of one.
+        Both have been `prepare`d. `to_server` was read from the client already and goes first. The
+        server's connect may still be under way. `screens` look at what comes from the client, and
+        from the server. `seen` are the events of client and server told so far, of those that the
+        reactor watches for `EVENTS` already. A socket that cannot be watched ends the flow, like
+        any failure of one.
         """
         flow = Flow(self, client, server, to_server, on_end or self._on_end)
         if screens is not None:
             flow._up.screen, flow._down.screen = screens
         self._flows.add(flow)
-        flow._begin()
+        flow._begin(seen)
         return flow
+
+    def _look_later(self, flow: Flow) -> None:
+        """Look at a flow if it is still there in a while; one timer for all."""
+        self._young[flow] = None
+        if not self._is_looking:
+            self._is_looking = True
+            self.reactor.call_later(self._look_s, self._look)
+
+    def _look(self) -> None:
+        self._is_looking = False
+        now = self.reactor.now()
+        while self._young:
+            flow = next(iter(self._young))
+            left = flow._began + self._look_s - now
+            if left > 0:
+                self._is_looking = True
+                self.reactor.call_later(left, self._look)
+                return
+            del self._young[flow]
+            flow._grow_old()
 
     def close(self) -> None:
         """Reset every flow; the pool stays its owner's."""
@@ -116,8 +147,8 @@ class Flow:
     """One relayed connection. Made by `Relay.start`."""
 
     __slots__ = (
-        "_began", "_client", "_down", "_last", "_on_end", "_open", "_queued", "_relay", "_server",
-        "_timer", "_up", "_watched",
+        "_began", "_client", "_down", "_is_client_watched", "_is_server_watched", "_last",
+        "_on_end", "_open", "_queued", "_relay", "_server", "_timer", "_up",
     )  # fmt: skip
 
     def __init__(
@@ -138,7 +169,7 @@ class Flow:
         self._timer: Timer | None = None
         self._open = True
         self._queued = False
-        self._watched: tuple[int, ...] = ()
+        self._is_client_watched = self._is_server_watched = False
 
     @property
     def bytes_up(self) -> int:
@@ -164,14 +195,23 @@ class Flow:
 
     # -- from the loop -----------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        reactor = self._relay.reactor
+    def _begin(self, seen: tuple[int | None, int | None]) -> None:
+        reactor, (client, server) = self._relay.reactor, seen
         try:
-            for each in (self._client, self._server):
-                _prepare(each)
-            for each, handler in ((self._client, self._on_client), (self._server, self._on_server)):
-                reactor.add(each.fileno(), handler, _EVENTS)
-                self._watched = (*self._watched, each.fileno())
+            if client is not None:
+                reactor.replace(self._client.fileno(), self._on_client)
+                self._is_client_watched = True
+                self._note(client, self._up, self._down)
+            if server is not None:
+                reactor.replace(self._server.fileno(), self._on_server)
+                self._is_server_watched = True
+                self._note(server, self._down, self._up)
+            if client is None:
+                reactor.add(self._client.fileno(), self._on_client, EVENTS)
+                self._is_client_watched = True
+            if server is None:
+                reactor.add(self._server.fileno(), self._on_server, EVENTS)
+                self._is_server_watched = True
         except OSError as error:
             number = error.errno or 0
             # Later: the caller has not even got the flow yet.
@@ -181,7 +221,16 @@ class Flow:
             self._on_end = None
             self._end(Reason.FAULT)
             raise
-        self._timer = reactor.call_later(self._relay.idle_s, self._check_idle)
+        self._relay._look_later(self)
+        if server is not None:
+            self._queued = True
+            reactor.call_soon(self._turn)
+
+    def _grow_old(self) -> None:
+        """It lives for longer than most: notice if its server dies, or nothing moves any more."""
+        with suppress(OSError):
+            keep_alive(self._server)
+        self._check_idle()
 
     def _on_client(self, events: int) -> None:
         self._on_event(events, self._up, self._down)
@@ -190,6 +239,11 @@ class Flow:
         self._on_event(events, self._down, self._up)
 
     def _on_event(self, events: int, out: Way, into: Way) -> None:
+        self._note(events, out, into)
+        if not self._queued:
+            self._turn()
+
+    def _note(self, events: int, out: Way, into: Way) -> None:
         """Note what a socket is ready for: `out` of it and `into` it."""
         if events & _READABLE:
             out.readable = True
@@ -203,8 +257,6 @@ class Flow:
             if number:
                 out.fail_source(number)
                 into.fail_sink(number, self._relay.pipes)
-        if not self._queued:
-            self._turn()
 
     def _turn(self) -> None:
         self._queued = False
@@ -257,25 +309,31 @@ class Flow:
             self._timer.cancel()
         for way in (self._up, self._down):
             way.drop(relay.pipes)
-        for fd in self._watched:
-            relay.reactor.remove(fd)
+        if self._is_client_watched:
+            relay.reactor.forget(self._client.fileno())
+        if self._is_server_watched:
+            relay.reactor.forget(self._server.fileno())
         for each in (self._client, self._server):
             if reset:
                 with suppress(OSError):
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             each.close()
         relay._flows.discard(self)
+        relay._young.pop(self, None)
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             duration_s = relay.reactor.now() - self._began
             on_end(Ended(self._up.moved, self._down.moved, reason, duration_s, number))
 
 
-def _prepare(each: socket.socket) -> None:
-    """Small writes go at once, a dead peer is noticed, urgent bytes stay where they were sent."""
-    each.setblocking(False)
+def prepare(each: socket.socket) -> None:
+    """Small writes go at once, urgent bytes stay where they were sent."""
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     each.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def keep_alive(each: socket.socket) -> None:
+    """A peer that died is noticed."""
     each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)

@@ -41,7 +41,7 @@ from ..flow import (
     is_address,
     read_first,
 )
-from ..flow.relay import Ended, Flow
+from ..flow.relay import EVENTS, Ended, Flow
 from ..model import Decision
 from ..policy import (
     NAME_SERVICES,
@@ -49,14 +49,12 @@ from ..policy import (
     Action,
     FlowName,
     Mode,
-    Protocol,
     Verdict,
     canonical_name,
     has_names,
-    needs_name,
 )
-from .dialling import Dialling, in_turn
-from .guests import Guest, Guests, is_allowed
+from .dialling import Dialling, Reached, in_turn
+from .guests import Guest, Guests, is_allowed, verified
 from .screening import Screening
 
 Address = IPv4Address | IPv6Address
@@ -90,8 +88,8 @@ class Connection:
     """One connection of a guest, from its arrival to its end."""
 
     __slots__ = (
-        "_buffer", "_client", "_dialling", "_first", "_flow", "_left", "_means", "_stands_for",
-        "_timer", "address", "began", "guest", "name", "port", "verdict",
+        "_buffer", "_client", "_dialling", "_first", "_flow", "_is_watched", "_left", "_means",
+        "_stands_for", "_timer", "address", "began", "guest", "name", "port", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +108,8 @@ class Connection:
         self._flow: Flow | None = None
         self._timer: Timer | None = None
         self._buffer = b""
+        #: Whether the reactor watches the client.
+        self._is_watched = False
         self._first: First | None = None
         #: The name that a synthetic address stands for.
         self._stands_for = ""
@@ -126,7 +126,6 @@ class Connection:
     def start(self) -> None:
         """Decide at once, or wait for the client's first bytes."""
         guests = self._means.guests
-        places = guests.places(self.guest)
         enforced = self.guest.policy.mode is Mode.ENFORCE
         if enforced and self.port in NAME_SERVICES and has_names(self.guest.policy):
             self.refuse_for(
@@ -135,7 +134,7 @@ class Connection:
             )
         elif self.guest.synthetic and is_synthetic(self.address):
             self._start_synthetic()
-        elif not needs_name(self.guest.policy, Protocol.TCP, self.address, self.port, places):
+        elif not guests.needs_name(self.guest, self.address, self.port):
             self._decided(guests.decide(self.guest, self.address, self.port, None))
         elif self.port in SPEAKING_PORTS:
             self._listen()
@@ -146,8 +145,8 @@ class Connection:
         """Wait for the client's first bytes."""
         if self._client is not None:
             self._timer = self._means.reactor.call_later(PEEK_S, self._silent)
-            events = select.EPOLLIN | select.EPOLLRDHUP
-            self._means.reactor.add(self._client.fileno(), self._peek, events)
+            self._means.reactor.add(self._client.fileno(), self._peek, EVENTS)
+            self._is_watched = True
 
     def _peek(self, _events: int) -> None:
         """Read until the client has said whom it means, or will not."""
@@ -203,11 +202,8 @@ class Connection:
         except ConfigError:
             self._undecidable("unreadable", f"{spoken!r} is no name of a host")
             return
-        pinned = self._is_pinned(spoken)
-        if self._client is None:
-            return
-        if pinned:
-            self._decide_named(FlowName(spoken, verified=True))
+        if self._is_pinned(spoken):
+            self._decide_named(verified(spoken))
             return
         if is_allowed(
             guests.decide(self.guest, self.address, self.port, FlowName(spoken, verified=True))
@@ -243,14 +239,12 @@ class Connection:
         self._unwatch()
         # Always, as one more name may make it ambiguous.
         self._means.guests.hear_siblings()
-        if self._client is None:
-            return
         guests, now = self._means.guests, self._means.reactor.now()
         names = guests.pins.names_of(self.guest.id, self.address, now)
         agreed = guests.decide_pinned(self.guest, self.address, self.port, names)
         if agreed is not None:
             verdict, name = agreed
-            self.name = FlowName(name, verified=True)
+            self.name = verified(name)
             self._decided(verdict)
         elif names:
             self._undecidable(
@@ -280,8 +274,6 @@ class Connection:
 
     def _start_synthetic(self) -> None:
         self._means.guests.hear_siblings()
-        if self._client is None:
-            return
         guests = self._means.guests
         names = guests.pins.names_of(self.guest.id, self.address, self._means.reactor.now())
         if len(names) != 1:
@@ -353,21 +345,20 @@ class Connection:
         self._dialling = Dialling(self._means.reactor, targets, self.port, device, self._dialled)
         self._dialling.start()
 
-    def _dialled(
-        self, server: socket.socket | None, address: Address | None, error: OSError | None
-    ) -> None:
+    def _dialled(self, result: Reached | OSError) -> None:
         self._dialling = None
-        client, self._client = self._client, None
-        if server is None or address is None or client is None:
-            self._client = client
-            self._fail(error)
+        if isinstance(result, OSError):
+            self._fail(result)
             return
-        if address != self.address:
-            self.address = address
-            self.verdict = self._means.guests.decide(self.guest, address, self.port, self.name)
+        client = self._client
+        if client is None:
+            self._close(result.server)
+            return
+        if result.address != self.address:
+            self.address = result.address
+            self.verdict = self._means.guests.decide(self.guest, self.address, self.port, self.name)
             if not is_allowed(self.verdict):  # the policy was changed meanwhile
-                self._client = client
-                server.close()
+                self._close(result.server)
                 self._end(self.verdict, self.verdict.reason)
                 return
         said, self._buffer = self._buffer, b""
@@ -378,11 +369,19 @@ class Connection:
             try:
                 said = screening.take(said)
             except Refused:
-                server.close()
-                self._client = client
+                self._close(result.server)
                 self.reset(Reason.REFUSED)
                 return
-        self._flow = self._means.relay.start(client, server, said, self._relayed, screens)
+        self._client = None
+        # What was told of the client while its first bytes were read is not told again.
+        seen = (select.EPOLLIN | select.EPOLLOUT if self._is_watched else None, result.events)
+        self._flow = self._means.relay.start(
+            client, result.server, said, self._relayed, screens, seen
+        )
+
+    def _close(self, server: socket.socket) -> None:
+        self._means.reactor.forget(server.fileno())
+        server.close()
 
     def _is_screened(self) -> bool:
         """Whether further requests may follow that name other hosts."""
@@ -400,9 +399,7 @@ class Connection:
             return True
         name = None
         if host and not asked.is_address:
-            guests, now = self._means.guests, self._means.reactor.now()
-            is_its = self.address in guests.pins.addresses_of(self.guest.id, host, now)
-            name = FlowName(host, verified=is_its)
+            name = FlowName(host, verified=self._is_pinned(host))
         verdict = self._means.guests.decide(self.guest, self.address, self.port, name)
         if self._stands_for or not is_allowed(verdict):
             reason = f"{verdict.reason}; a later request on a connection to {self._first.name}"
@@ -416,10 +413,9 @@ class Connection:
         if self.verdict is not None:
             self._tell(self.verdict, ended.reason, ended.bytes_up, ended.bytes_down)
 
-    def _fail(self, error: OSError | None) -> None:
+    def _fail(self, error: OSError) -> None:
         """The other end refused or could not be reached: that is what the guest gets to see."""
-        code = error.errno if error is not None else None
-        reason = f"upstream: {errno.errorcode.get(code or 0, 'error')}"
+        reason = f"upstream: {errno.errorcode.get(error.errno or 0, 'error')}"
         if self.verdict is not None:
             self._end(self.verdict, reason)
 
@@ -440,6 +436,8 @@ class Connection:
             dialling.cancel()
         client, self._client = self._client, None
         if client is not None:
+            if self._is_watched:
+                self._means.reactor.forget(client.fileno())
             reset(client)
         self._left(self)
         self._tell(verdict, reason)
@@ -477,7 +475,11 @@ class Connection:
             self._timer.cancel()
             self._timer = None
             if self._client is not None:
-                self._means.reactor.remove(self._client.fileno())
+                self._means.reactor.replace(self._client.fileno(), _wait)
+
+
+def _wait(_events: int) -> None:
+    """Nothing is read of a client until its flow begins."""
 
 
 def reset(client: socket.socket) -> None:

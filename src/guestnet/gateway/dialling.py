@@ -11,11 +11,13 @@ import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain, zip_longest
 
 from ..flow import Reactor, Timer
+from ..flow.relay import EVENTS, prepare
 
 Address = IPv4Address | IPv6Address
 
@@ -26,8 +28,21 @@ ATTEMPT_S = 0.25
 #: Addresses that are tried; a name may have hundreds.
 MAX_TARGETS = 8
 
-#: What came of it: a connected socket and its address, or none and why.
-Dialled = Callable[[socket.socket | None, Address | None, OSError | None], None]
+_FAILED = select.EPOLLERR | select.EPOLLHUP
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A connected socket, which the reactor watches for what a relay wants to know."""
+
+    server: socket.socket
+    address: Address
+    #: What was told of it.
+    events: int
+
+
+#: What came of it.
+Dialled = Callable[[Reached | OSError], None]
 
 
 class Dialling:
@@ -69,56 +84,54 @@ class Dialling:
                 self._next = self._reactor.call_later(ATTEMPT_S, self.start)
             return
         if not self._open:
-            self._finish(None, None, self._error)
+            self._finish(self._error)
 
     def cancel(self) -> None:
         """Give up, and say nothing."""
         self._deadline.cancel()
         self._wait_no_more()
         for each in list(self._open):
-            self._take(each).close()
+            self._drop(each)
 
     def _try(self, address: Address) -> None:
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
+            prepare(server)
             if self._device is not None:
                 device = self._device.encode()
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
             with suppress(BlockingIOError):
                 server.connect((str(address), self._port))
+            self._reactor.add(server.fileno(), partial(self._answered, server), EVENTS)
         except OSError:
             server.close()
             raise
         self._open[server] = address
-        self._reactor.add(server.fileno(), partial(self._answered, server), select.EPOLLOUT)
 
-    def _answered(self, server: socket.socket, _events: int) -> None:
-        code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        address = self._open[server]
-        self._take(server)
+    def _answered(self, server: socket.socket, events: int) -> None:
+        code = 0
+        if events & _FAILED:
+            code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if not code:
-            self._finish(server, address, None)
+            self._finish(Reached(server, self._open.pop(server), events))
             return
-        server.close()
+        self._drop(server)
         self._error = OSError(code, errno.errorcode.get(code, str(code)))
         self._wait_no_more()
         self.start()
 
     def _late(self) -> None:
-        self._finish(None, None, OSError(errno.ETIMEDOUT, "timed out"))
+        self._finish(OSError(errno.ETIMEDOUT, "timed out"))
 
-    def _finish(
-        self, server: socket.socket | None, address: Address | None, error: OSError | None
-    ) -> None:
+    def _finish(self, result: Reached | OSError) -> None:
         self.cancel()
-        self._done(server, address, error)
+        self._done(result)
 
-    def _take(self, server: socket.socket) -> socket.socket:
+    def _drop(self, server: socket.socket) -> None:
         del self._open[server]
-        with suppress(KeyError, OSError):
-            self._reactor.remove(server.fileno())
-        return server
+        self._reactor.forget(server.fileno())
+        server.close()
 
     def _wait_no_more(self) -> None:
         if self._next is not None:

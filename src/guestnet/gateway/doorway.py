@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 from ..errors import HostError
+from ..flow.relay import keep_alive, prepare
 from ..ruleset import Doors
 
 #: Connections that wait to be accepted, while a worker is busy or being restarted.
@@ -119,6 +120,8 @@ def _bound(family: int, kind: int, port: int) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind == socket.SOCK_STREAM:
+            prepare(made)  # what is accepted has its listener's options
+            keep_alive(made)
             made.bind(("", port))
             made.listen(BACKLOG)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..address import is_synthetic, synthetic_addresses
@@ -20,6 +21,7 @@ from ..policy import (
     Verdict,
     classify,
     decide,
+    needs_name,
     opens_address,
     parse_policy,
 )
@@ -77,6 +79,10 @@ class Guest:
     share: Share = field(default_factory=lambda: Share())
     #: What its policy said before: it says the same until it, or the machine, changes.
     _verdicts: dict[object, Verdict] = field(default_factory=dict)
+    #: Whether a name may change that, by (address, port).
+    named: dict[tuple[Address, int], bool] = field(default_factory=dict)
+    #: The machine's addresses as its policy sees them, once that was asked.
+    places: Places | None = None
 
     @property
     def is_asking_too_much(self) -> bool:
@@ -95,6 +101,8 @@ class Guest:
     def reconsider(self) -> None:
         """Forget what was decided, as it may be different now."""
         self._verdicts.clear()
+        self.named.clear()
+        self.places = None
 
 
 @dataclass(slots=True)
@@ -128,7 +136,7 @@ class Guests:
         self._by_stay: dict[int, Guest] = {}
         #: Hears what the daemon may have told already; of a guest that is not known yet, say.
         self.catch_up: Callable[[], None] = lambda: None
-        #: Hears which pins siblings have learnt; before pins decide. It may end connections.
+        #: Hears which pins siblings have learnt; before pins decide.
         self.hear_siblings: Callable[[], None] = lambda: None
         #: Tells siblings what a guest is about to be told of a name.
         self.tell_siblings: Callable[[Guest, str], None] = lambda _guest, _name: None
@@ -201,7 +209,21 @@ class Guests:
 
     def places(self, guest: Guest) -> Places:
         """The machine's addresses as this guest's policy sees them."""
-        return Places(host=self._places.host, guests=self._places.guests, dns=guest.gateways)
+        if guest.places is None:
+            places = self._places
+            guest.places = Places(host=places.host, guests=places.guests, dns=guest.gateways)
+        return guest.places
+
+    def needs_name(self, guest: Guest, address: Address, port: int) -> bool:
+        """Whether a name may change the verdict on a TCP flow of a guest."""
+        known = guest.named.get((address, port))
+        if known is None:
+            if len(guest.named) >= REMEMBERED:
+                guest.named.clear()
+            places = self.places(guest)
+            known = needs_name(guest.policy, Protocol.TCP, address, port, places)
+            guest.named[address, port] = known
+        return known
 
     def synthetic_address(self, guest: Guest, name: str, version: int, now: float) -> Address:
         """The address that stands for a name; from now on the guest may go there."""
@@ -257,11 +279,17 @@ class Guests:
         """
         found: tuple[Verdict, str] | None = None
         for name in names:
-            verdict = self.decide(guest, address, port, FlowName(name, verified=True))
+            verdict = self.decide(guest, address, port, verified(name))
             if found is not None and found[0].action is not verdict.action:
                 return None
             found = found or (verdict, name)
         return found
+
+
+@lru_cache(REMEMBERED)
+def verified(name: str) -> FlowName:
+    """A name that is known to be at the flow's address."""
+    return FlowName(name, verified=True)
 
 
 def is_allowed(verdict: Verdict) -> bool:

@@ -59,7 +59,7 @@ class Relaying:
         if guest is None or target is None or target[1] in self._own_ports:
             reset(client)  # detached meanwhile, or it knocked at our own door
             return
-        client.setblocking(False)
+        client.setblocking(False)  # accept4 could, but Python's does not
         connection = Connection(self._means, client, guest, *target, self._left)
         if len(guest.flows) >= self._guest_flows or self.flows >= ALL_FLOWS:
             connection.refuse_for("limit: flows", f"at most {GUEST_FLOWS} flows at a time")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import select
 import socket
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -37,6 +38,8 @@ WAITING = 65536
 RETRY_S = 0.05
 #: Packets taken before others get their turn.
 TURN = 4096
+#: Packets kept of guests that only the sibling has been told of yet; the oldest go.
+EARLY = 1024
 #: linux asm-generic/socket.h
 _SO_SNDBUFFORCE = 32
 
@@ -86,6 +89,8 @@ class Siblings:
         self._inbox = inbox
         self._siblings = {number: _Sibling(writer) for number, writer in writers.items()}
         self._is_trying_later = False
+        #: Of guests that are not known here.
+        self._early: deque[Pinned] = deque(maxlen=EARLY)
         #: Packets that were none, or told what siblings may not tell.
         self.wrong = 0
         guests.hear_siblings, guests.tell_siblings = self.hear, self.tell
@@ -143,15 +148,13 @@ class Siblings:
         """Empty the inbox: whatever a guest was told before now is known then."""
         if self._inbox is None:
             return
-        for turn in range(TURN):
+        for _turn in range(TURN):
             try:
                 packet = self._inbox.recv(MAX_PACKET_BYTES)
             except BlockingIOError:
                 return
             if not packet:
                 return  # a sibling has shut it: its pins stay unknown here
-            if not turn:
-                self._guests.catch_up()  # whoever tells may know more of a guest than we do
             try:
                 self._learn(read_pinned(packet))
             except ValueError as error:
@@ -160,10 +163,18 @@ class Siblings:
                     logger.warning("a sibling tells what cannot be: %s", error)
         self._reactor.call_soon(self.hear)
 
+    def hear_again(self) -> None:
+        """A guest has come: what was told of it may have been heard before."""
+        early, self._early = self._early, deque(maxlen=EARLY)
+        for told in early:
+            with suppress(ValueError):
+                self._learn(told)
+
     def _learn(self, told: Pinned) -> None:
         guest = self._guests.staying(told.stay)
         if guest is None:
-            return  # it is gone
+            self._early.append(told)  # it is gone, or we have not been told of it yet
+            return
         for address, _until in told.addresses:
             if not self._guests.may_lead(guest, address):
                 raise ValueError(f"{told.name[:255]!r} of {guest.id!r} at {address}")

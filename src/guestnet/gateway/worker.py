@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -47,6 +48,8 @@ WAITING_BYTES = 1024 * 1024
 #: A relayed flow on which nothing moves for so long ends (the kernel's own conntrack: five days).
 IDLE_S = 2 * 3600.0
 EXPIRE_S = 60.0
+#: Objects more than before at which Python looks for garbage in circles (700 by default).
+GARBAGE_THRESHOLD = 20_000
 
 
 class Worker:
@@ -89,6 +92,10 @@ class Worker:
     def run(self, uid: int, gid: int) -> None:
         """Give up rights and work until the daemon closes the control socket."""
         self.send(Ready(confinement=confine(uid, gid)))
+        # What stands from the start is never garbage, and flows leave none behind in circles: with
+        # thousands of them each look for such costs milliseconds in which nobody is served.
+        gc.freeze()
+        gc.set_threshold(GARBAGE_THRESHOLD)
         # Who has waited at the doors since a former worker ended must meet one that knows it.
         told = select.poll()
         told.register(self._control.fileno(), select.POLLIN)
@@ -142,6 +149,7 @@ class Worker:
         match order:
             case SetGuest():
                 guest = self.guests.set_guest(order)
+                self.siblings.hear_again()
                 self.relaying.recheck(guest)
             case ForgetGuest(guest=name):
                 gone = self.guests.forget(name)
