@@ -25,6 +25,7 @@ import pytest
 
 from guestnet.gateway import Gateway
 from guestnet.gateway.process import ORDER_TIMEOUT_S
+from guestnet.gateway.service_class import class_of, hear_class, set_class
 from guestnet.host import Host
 from guestnet.model import Attachment, Decision
 from lab import processes
@@ -611,6 +612,24 @@ def test_twenty_megabytes_each_way_at_once(scene: Scene, version: int) -> None:
     }  # fmt: skip
     flow = eventually(lambda: [d for d in scene.host.decisions("vm") if d.kind == "flow"])[-1]
     assert (flow.bytes_up, flow.bytes_down, flow.reason) == (len(up), len(down), "finished")
+
+
+@BOTH
+@pytest.mark.parametrize("asked", [0, 0xB8])
+def test_the_class_of_service_goes_on(scene: Scene, version: int, asked: int) -> None:
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with scene.guest.namespace.enter():
+        client = socket.socket(family, socket.SOCK_STREAM)
+    with listening(scene.world, version) as listener, client:
+        hear_class(listener)
+        set_class(client, asked)
+        client.settimeout(PATIENCE_S)
+        client.connect((str(of(ALLOWED, version)), PORT))
+        server, _ = listener.accept()
+        with server:
+            assert class_of(server) == asked
 
 
 @BOTH

@@ -16,13 +16,14 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import pairwise
 
 import pytest
 
 from guestnet.flow import Ended, Flow, PipePool, Reactor, Reason, Relay, way
 from guestnet.flow.pipes import PIPE_BYTES
-from guestnet.flow.relay import prepare
+from guestnet.flow.relay import EVENTS, prepare
 from guestnet.flow.way import COPY_BYTES, Way
 
 RESET = struct.pack("ii", 1, 0)
@@ -455,6 +456,43 @@ def test_only_silence_is_idle() -> None:
         with pytest.raises(ConnectionResetError):
             everything(peer)
     stage.close()
+
+
+def test_what_lives_longer_notices_a_dead_server() -> None:
+    stage = Stage(PipePool(), idle_s=0.6)
+    _client, inner_client = stage.pair()
+    _server, inner_server = stage.pair()
+    flow = stage.relay.start(inner_client, inner_server)
+    assert not inner_server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    stage.until(lambda: inner_server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    stage.until(lambda: flow.closed)
+    assert stage.ended[0].reason is Reason.IDLE
+    stage.close()
+
+
+def test_sockets_that_are_watched_already_go_on_where_they_were(piped: Stage) -> None:
+    """What was told before the relay had them is not told again, and nothing waits for it."""
+    client, inner_client = piped.pair()
+    server, inner_server = piped.pair()
+    told: dict[int, int] = {}
+    for each in (inner_client, inner_server):
+        number = each.fileno()
+        piped.reactor.add(number, partial(told.__setitem__, number), EVENTS)
+    client.sendall(b"said before")
+    server.sendall(b"answered before")
+    piped.until(lambda: len(told) == 2 and all(events & select.EPOLLIN for events in told.values()))
+    seen = (told[inner_client.fileno()], told[inner_server.fileno()])
+    piped.relay.start(inner_client, inner_server, b"first ", seen=seen)
+    piped.until(lambda: readable(client) and readable(server))
+    assert (server.recv(99), client.recv(99)) == (b"first said before", b"answered before")
+    client.close()
+    server.close()
+    piped.until(lambda: piped.ended)
+    assert piped.ended[0].reason is Reason.FINISHED
+
+
+def readable(peer: socket.socket) -> bool:
+    return bool(select.select([peer], [], [], 0)[0])
 
 
 def test_a_socket_that_cannot_be_watched_ends_the_flow(piped: Stage) -> None:

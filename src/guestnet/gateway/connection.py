@@ -56,6 +56,7 @@ from ..policy import (
 from .dialling import Dialling, Reached, in_turn
 from .guests import Guest, Guests, is_allowed, verified
 from .screening import Screening
+from .service_class import class_of
 
 Address = IPv4Address | IPv6Address
 
@@ -340,9 +341,12 @@ class Connection:
     # -- the other end -----------------------------------------------------------------------
 
     def _dial(self, targets: Sequence[Address]) -> None:
-        guest = self.guest
+        if self._client is None:
+            return
+        guest, reactor = self.guest, self._means.reactor
         device = guest.egress[0] if len(guest.egress) == 1 else None
-        self._dialling = Dialling(self._means.reactor, targets, self.port, device, self._dialled)
+        wanted = class_of(self._client)
+        self._dialling = Dialling(reactor, targets, self.port, device, wanted, self._dialled)
         self._dialling.start()
 
     def _dialled(self, result: Reached | OSError) -> None:

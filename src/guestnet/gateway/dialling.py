@@ -18,6 +18,7 @@ from itertools import chain, zip_longest
 
 from ..flow import Reactor, Timer
 from ..flow.relay import EVENTS, prepare
+from .service_class import set_class
 
 Address = IPv4Address | IPv6Address
 
@@ -49,7 +50,8 @@ class Dialling:
     """One attempt to get through; `done` is called once, unless it is cancelled before."""
 
     __slots__ = (
-        "_deadline", "_device", "_done", "_error", "_left", "_next", "_open", "_port", "_reactor",
+        "_class", "_deadline", "_device", "_done", "_error", "_left", "_next", "_open", "_port",
+        "_reactor",
     )  # fmt: skip
 
     def __init__(
@@ -58,12 +60,14 @@ class Dialling:
         targets: Sequence[Address],
         port: int,
         device: str | None,
+        service_class: int,
         done: Dialled,
     ) -> None:
         """`device` is the interface to leave by, where there is but one."""
         self._reactor = reactor
         self._port = port
         self._device = device
+        self._class = service_class
         self._done = done
         self._left = list(targets[:MAX_TARGETS])
         self._open: dict[socket.socket, Address] = {}
@@ -98,6 +102,8 @@ class Dialling:
         server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             prepare(server)
+            if self._class:
+                set_class(server, self._class)
             if self._device is not None:
                 device = self._device.encode()
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)

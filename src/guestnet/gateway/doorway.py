@@ -15,6 +15,7 @@ from typing import Self
 from ..errors import HostError
 from ..flow.relay import keep_alive, prepare
 from ..ruleset import Doors
+from .service_class import hear_class
 
 #: Connections that wait to be accepted, while a worker is busy or being restarted.
 BACKLOG = 4096
@@ -122,6 +123,7 @@ def _bound(family: int, kind: int, port: int) -> socket.socket:
         if kind == socket.SOCK_STREAM:
             prepare(made)  # what is accepted has its listener's options
             keep_alive(made)
+            hear_class(made)
             made.bind(("", port))
             made.listen(BACKLOG)
         else:
