@@ -121,6 +121,26 @@ def heads() -> list[bytes]:
     return [*made, made[0] + b"body", made[0].replace(b"\r\n", b"\n"), b"SSH-2.0-x\r\n"]
 
 
+def requests() -> list[bytes]:
+    """Several on one connection: bodies of a length, in chunks and without, and a WebSocket."""
+    get, post = "GET /1 HTTP/1.1|Host: a.test||", "POST /2 HTTP/1.1|Host: a.test|"
+    chunks = post + "Transfer-Encoding: chunked||5|hello|a;x=y|0123456789|0|"
+    websocket = "GET /3 HTTP/1.1|Host: a.test|Connection: Upgrade|Upgrade: websocket||"
+    lines = [
+        get + get.replace("a.test", "b.test"),
+        post + "Content-Length: 5||hello" + get,
+        chunks + "|" + get,
+        chunks + "Trailer: x||" + get,
+        websocket + "\x81\x05hello",
+        get.replace("1.1", "1.0") + get,
+        get.replace("||", "|Connection: close||") + get,
+        post + "Content-Length: 5|Transfer-Encoding: chunked||0||",
+        post + "Content-Length: 5|Content-Length: 5||hello" + get,
+    ]
+    made = [line.replace("|", "\r\n").encode("latin-1") for line in lines]
+    return [bytes([size]) + each for each in made for size in (0, 6, 255)]
+
+
 def policies() -> list[bytes]:
     """One of each thing that the language has."""
     return [

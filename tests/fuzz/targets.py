@@ -48,6 +48,7 @@ from guestnet.errors import ConfigError
 from guestnet.flow import Head, Hello, NotHello, NotHttp, read_client_hello, read_request_head
 from guestnet.flow.hello import MAX_HELLO_BYTES
 from guestnet.flow.http import MAX_HEAD_BYTES
+from guestnet.flow.requests import Requests
 from guestnet.policy import Policy, parse_policy
 
 # The tests are no package; only mypy knows them as one.
@@ -313,6 +314,64 @@ def _compare_head(data: bytes, head: Head) -> None:
         assert (int(port) if port else None) == head.port, "another port than h11's"
 
 
+def check_requests(data: bytes) -> None:
+    """The reader of all requests of a connection; the first byte says in which pieces they come.
+
+    Nothing passes that was not shown before, and h11 behind it sees no request but those.
+    """
+    size, data = data[0] if data else 0, data[1:]
+    heads, passed, refused = timed(lambda: _requests(data, len(data)), len(data))
+    assert data.startswith(passed), "other bytes are passed on than came"
+    again, passed_again, refused_again = _requests(data, size + 1)
+    assert (again, refused_again) == (heads, refused), "read otherwise in pieces"
+    assert passed_again.startswith(passed), "less is passed on in pieces"
+    seen = _requests_of_h11(passed_again)
+    shown = [(head.method.encode(), head.target.encode()) for head in heads]
+    assert [event[:2] for event in seen] == shown[: len(seen)], "h11 sees another request"
+    for (_method, _target, data), head in zip(seen, heads, strict=False):
+        _compare_head(data, head)
+
+
+def _requests(data: bytes, size: int) -> tuple[list[Head], bytes, bool]:
+    """What is shown, what is passed on, and whether the end was a refusal."""
+    requests = Requests()
+    heads, passed = [], []
+    try:
+        for start in range(0, len(data), max(size, 1)):
+            requests.feed(data[start : start + max(size, 1)])
+            while (taken := requests.take()) is not None:
+                if isinstance(taken, Head):
+                    heads.append(taken)
+                else:
+                    passed.append(taken)
+    except NotHttp:
+        return heads, b"".join(passed), True
+    return heads, b"".join(passed), False
+
+
+def _requests_of_h11(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    """Method, target and the head again in h11's words, until it ends the connection."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2 * MAX_HEAD_BYTES)
+    connection.receive_data(data)
+    seen = []
+    with suppress(h11.RemoteProtocolError):
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Request):
+                line = b"%b %b HTTP/%b" % (event.method, event.target, event.http_version)
+                fields = [b"%b: %b" % field for field in event.headers]
+                seen.append((event.method, event.target, b"\r\n".join([line, *fields, b"", b""])))
+            elif isinstance(event, h11.EndOfMessage):
+                connection.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
+                connection.send(h11.EndOfMessage())
+                if connection.our_state is not h11.DONE:
+                    break
+                connection.start_next_cycle()
+            elif not isinstance(event, h11.Data):
+                break
+    return seen
+
+
 # -- an owner's policy -------------------------------------------------------------------------
 
 
@@ -340,6 +399,7 @@ TARGETS = {
         Target("response", check_response, seeds.responses, 4096),
         Target("hello", check_hello, seeds.hellos, MAX_HELLO_BYTES + 64),
         Target("head", check_head, seeds.heads, MAX_HEAD_BYTES + 64),
+        Target("requests", check_requests, seeds.requests, 4096),
         Target("policy", check_policy, seeds.policies, 4096),
     )
 }
