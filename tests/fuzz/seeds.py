@@ -68,7 +68,18 @@ def responses() -> list[bytes]:
         end = 12 + len(asked.question[0].name.to_digestable()) + 4
         made.append(bytes([number]) + wire[2:4] + wire[6:12] + wire[end:])
         made.append(bytes([0x80 | number]) + wire)
-    return made
+    return [*made, _dearest_response()]
+
+
+def _dearest_response() -> bytes:
+    """The longest name, and 63 records that point to it in their owner and in their data."""
+    longest = b"\1a" * 119 + b"\xc0\x0c"
+    data = b"\0\1" + longest
+    first = b"\xc0\x0c\0\x0f\0\1\0\0\0\1" + len(data).to_bytes(2) + data
+    # Behind header, question (20 bytes) and the first record's own fields.
+    pointer = (0xC000 | 12 + 20 + 14).to_bytes(2)
+    record = pointer + b"\0\x0f\0\1\0\0\0\1\0\4\0\1" + pointer
+    return bytes([4]) + b"\x81\x80" + b"\0\x40\0\0\0\0" + first + record * 63
 
 
 def hellos() -> list[bytes]:
@@ -82,7 +93,18 @@ def hellos() -> list[bytes]:
     body = said[-1][5:]
     pieces = [body[start : start + 50] for start in range(0, len(body), 50)]
     split = b"".join(b"\x16\3\1" + len(piece).to_bytes(2) + piece for piece in pieces)
-    return [*said, split, said[-1] + b"\x14\3\3\0\1\1"]
+    return [*said, split, said[-1] + b"\x14\3\3\0\1\1", _longest_hello()]
+
+
+def _longest_hello() -> bytes:
+    """As many extensions and records as are read."""
+    extensions = b"".join(kind.to_bytes(2) + b"\0\0" for kind in range(17, 4000))
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0"
+    body += len(extensions).to_bytes(2) + extensions
+    message = b"\1" + len(body).to_bytes(3) + body
+    size = len(message) // 63
+    parts = [message[start : start + size] for start in range(0, len(message), size)]
+    return b"".join(b"\x16\3\1" + len(part).to_bytes(2) + part for part in parts)
 
 
 def _hello(name: str | None, alpn: list[str], highest: ssl.TLSVersion) -> bytes:
@@ -117,6 +139,7 @@ def heads() -> list[bytes]:
         "GET / HTTP/1.1|Host: a.test|Transfer-Encoding: chunked|Upgrade: websocket",
         "GET / HTTP/1.1|" + "a:|" * 100 + "Host: a.test",
     ]
+    lines.append("GET / HTTP/1.1|Host: a.test|" + "|".join(["a:"] * 4000))  # as long as is read
     made = [line.replace("|", "\r\n").encode() + b"\r\n\r\n" for line in lines]
     return [*made, made[0] + b"body", made[0].replace(b"\r\n", b"\n"), b"SSH-2.0-x\r\n"]
 
@@ -136,6 +159,7 @@ def requests() -> list[bytes]:
         get.replace("||", "|Connection: close||") + get,
         post + "Content-Length: 5|Transfer-Encoding: chunked||0||",
         post + "Content-Length: 5|Content-Length: 5||hello" + get,
+        post + "Transfer-Encoding: chunked||" + "1|x|" * 600 + "0||",
     ]
     made = [line.replace("|", "\r\n").encode("latin-1") for line in lines]
     return [bytes([size]) + each for each in made for size in (0, 6, 255)]
