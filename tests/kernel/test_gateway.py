@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from guestnet.gateway import Gateway
+from guestnet.gateway import AddPins, Gateway
 from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.gateway.service_class import class_of, hear_class, set_class
 from guestnet.host import Host
@@ -296,6 +296,34 @@ def test_policies_that_change_while_the_guest_asks(scene: Scene) -> None:
         asker.join(PATIENCE_S)
     assert scene.crashes == 0
     assert scene.pids == pids
+
+
+def test_pins_that_the_kernel_refuses_do_not_keep_others_from_standing(scene: Scene) -> None:
+    """They come together, and one of them is of a policy that the kernel has not."""
+    scene.attach(f"allow@{NAME}:udp:{ECHO}")
+    relays = scene.host._relays
+    assert relays.gateway is not None
+    known = relays.gateway._guests["vm"]
+    absent = known.model_copy(update={"policy": f"allow@{NAME}:udp:1"})
+    pins = ((0, of(ALLOWED, 4)),)
+    report = AddPins(sequence=1, guest="vm", told=known.sequence, pins=pins, ttl_s=60)
+    relays._add_pins([(report, absent), (report, known)])
+    assert_open(scene.guest.namespace, [Door("udp", of(ALLOWED, 4), ECHO)])
+
+
+@pytest.mark.parametrize(
+    "pin", [(0, IPv4Address("10.0.0.1")), (1, IPv4Address("9.9.9.9")), (7, IPv4Address("9.9.9.9"))]
+)
+def test_the_gateways_word_opens_public_addresses_under_rules_by_name_only(
+    scene: Scene, pin: tuple[int, IPv4Address]
+) -> None:
+    scene.attach(f"allow@{NAME}:udp:{ECHO},allow@9.9.9.9")
+    relays = scene.host._relays
+    assert relays.gateway is not None
+    known = relays.gateway._guests["vm"]
+    report = AddPins(sequence=1, guest="vm", told=known.sequence, pins=(pin,), ttl_s=60)
+    with pytest.raises(ValueError, match="pin"):
+        relays._add_pins([(report, known)])
 
 
 # -- death -------------------------------------------------------------------------------------

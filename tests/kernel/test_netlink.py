@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ from guestnet.kernel.netlink import (
 )
 from guestnet.kernel.nft import Nft
 from guestnet.policy import parse_policy
-from guestnet.ruleset import Element, Family, base_text, compile_policy
+from guestnet.ruleset import Element, Family, base_text, compile_policy, pin_element
 from lab.netns import Namespace
 
 GOLDEN = Path(__file__).parents[1] / "pure" / "golden"
@@ -248,6 +250,43 @@ class TestNft:
         with pytest.raises(HostError) as refused:
             nft.change(add=[element])
         assert refused.value.errno == errno.ENOENT
+
+    def pins(self, nft: Nft, *numbers: int) -> list[Element]:
+        chains = compile_policy(parse_policy("allow@name.test:udp:7"))
+        nft.run(chains.install_text(), about="a policy with pins")
+        guest = IPv4Address("10.0.0.2")
+        return [pin_element(chains.id, 0, guest, IPv4Address(n)) for n in numbers]
+
+    def lifetimes(self, nft: Nft, pin: Element) -> dict[str, int]:
+        """Seconds that the elements of a set were given, by the address behind the guest's."""
+        told = nft.read(f"list set inet guestnet {pin.set_name}", about="pins")
+        (found,) = (each["set"] for each in json.loads(told)["nftables"] if "set" in each)
+        elements = [each["elem"] for each in found.get("elem", [])]
+        return {each["val"]["concat"][1]: each["timeout"] for each in elements}
+
+    def test_a_pin_gets_its_new_lifetime_whether_longer_or_shorter(self, nft: Nft) -> None:
+        one, two, three = self.pins(nft, 0x01000001, 0x01000002, 0x01000003)
+        nft.renew({one: 100, two: 200})
+        assert self.lifetimes(nft, one) == {"1.0.0.1": 100, "1.0.0.2": 200}
+        nft.renew({one: 500, two: 50, three: 7})
+        assert self.lifetimes(nft, one) == {"1.0.0.1": 500, "1.0.0.2": 50, "1.0.0.3": 7}
+        nft.renew({})
+        assert len(self.lifetimes(nft, one)) == 3
+
+    def test_thousands_of_pins_in_one_call(self, nft: Nft) -> None:
+        pins = self.pins(nft, *range(0x01000000, 0x01000000 + 2500))
+        for _ in range(2):
+            nft.renew(dict.fromkeys(pins, 100))
+        assert set(nft.elements(Family.INET, pins[0].set_name)) == set(pins)
+
+    def test_pins_of_a_set_that_is_not_there_are_refused_with_all_beside_them(
+        self, nft: Nft
+    ) -> None:
+        (pin,) = self.pins(nft, 0x01000001)
+        with pytest.raises(HostError) as refused:
+            nft.renew({pin: 100, Element(Family.INET, "nobody", pin.key): 100})
+        assert refused.value.errno == errno.ENOENT
+        assert list(nft.elements(Family.INET, pin.set_name)) == []
 
     def test_text_that_nft_refuses_is_told_with_its_place(self, nft: Nft) -> None:
         with pytest.raises(HostError) as refused:

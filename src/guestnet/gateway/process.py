@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -94,7 +94,7 @@ class WorkerProcess:
         handed: Handed,
         changed: threading.Condition,
         known: Callable[[], list[Message]],
-        hear: Callable[[WorkerProcess, Report], None],
+        hear: Callable[[WorkerProcess, Sequence[Report]], None],
     ) -> None:
         self.number = number
         #: Times that the process ended unasked.
@@ -132,11 +132,11 @@ class WorkerProcess:
                 return os.waitid(os.P_PID, process.pid, options) is not None
         return False
 
-    def send(self, message: Message) -> None:
+    def send(self, *messages: Message) -> None:
         """Tell it, if there is a process; the next one is told everything at its start."""
         with self._sending:
             if self._control is not None:
-                self._push(self._control, message, ORDER_TIMEOUT_S)
+                self._push(self._control, messages, ORDER_TIMEOUT_S)
 
     def kill(self, why: str) -> None:
         """End it: a new one is told everything."""
@@ -200,13 +200,13 @@ class WorkerProcess:
             theirs.close()
             try:
                 self._tell_known(process, ours)
-                for text in _lines(ours):
+                for texts in _lines(ours):
                     if not self.awaited:  # it is ready
                         _limit(ours, socket.SO_RCVTIMEO, 0)
                         # In this order: whoever did not wait has told before it begins.
                         self.awaited = True
                         self.send(Begin())
-                    self._on_report(self, read_report(text))
+                    self._on_report(self, [read_report(text) for text in texts])
             finally:
                 with self._sending:  # nobody sends to what is about to be closed
                     self._control = None
@@ -220,12 +220,12 @@ class WorkerProcess:
                     process.kill()
                 known = self._known()
             for message in known:
-                if not self._push(ours, message, START_S):
+                if not self._push(ours, [message], START_S):
                     return
 
-    def _push(self, control: socket.socket, message: Message, patience_s: float) -> bool:
-        """Send all of a message, or see to it that the worker ends; returns whether it was sent."""
-        data = memoryview(line(message))
+    def _push(self, control: socket.socket, messages: Iterable[Message], patience_s: float) -> bool:
+        """Send all of it, or see to it that the worker ends; returns whether it was sent."""
+        data = memoryview(b"".join(map(line, messages)))
         deadline = time.monotonic() + patience_s
         while data:
             try:
@@ -259,11 +259,15 @@ def _limit(control: socket.socket, option: int, seconds: float) -> None:
     control.setsockopt(socket.SOL_SOCKET, option, value)
 
 
-def _lines(control: socket.socket) -> Iterable[bytes]:
-    """Lines until the other end closes; raises `ValueError` for one without an end."""
+def _lines(control: socket.socket) -> Iterator[list[bytes]]:
+    """Lines, those together that came together, until the other end closes.
+
+    Raises `ValueError` for one without an end.
+    """
     rest = b""
     while data := control.recv(65536):
         *whole, rest = (rest + data).split(b"\n")
-        yield from whole
+        if whole:
+            yield whole
         if len(rest) > MAX_REPORT_BYTES:
             raise ValueError("a report without an end")

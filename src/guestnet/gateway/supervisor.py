@@ -9,9 +9,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from ..errors import HostError
 from ..model import Attachment, Decision
 from ..ruleset import Doors
 from .messages import (
@@ -48,7 +47,7 @@ class Gateway:
     def __init__(
         self,
         handed: Handed,
-        add_pins: Callable[[AddPins, SetGuest], None],
+        add_pins: Callable[[Sequence[tuple[AddPins, SetGuest]]], None],
         on_decision: Callable[[Decision], None],
     ) -> None:
         self._handed = handed
@@ -196,29 +195,36 @@ class Gateway:
 
     # -- hearing, in the workers' threads ----------------------------------------------------
 
-    def _hear(self, worker: WorkerProcess, report: Report) -> None:
-        match report:
-            case Ready(confinement=confinement):
-                self._confinement[worker.number] = confinement
-                logger.info(
-                    "worker %d (%s) is ready, confined by %s",
-                    worker.number, worker.pid, ", ".join(confinement),
-                )  # fmt: skip
-                for sibling in self.workers if worker.crashes else ():
-                    if sibling is not worker:
-                        sibling.send(TellPins(worker=worker.number))
-            case Done(sequence=sequence):
-                with self._lock:
-                    worker.done = max(worker.done, sequence)
-                    self._lock.notify_all()
-            case AddPins():
-                guest = self._guests.get(report.guest)
-                # Under a policy that was replaced meanwhile they mean nothing any more.
-                if guest is not None and guest.sequence == report.told:
-                    try:
-                        self._add_pins(report, guest)
-                    except HostError as error:
-                        logger.warning("pins of %r: %s", report.guest, error)
-                worker.send(PinsStand(sequence=report.sequence))
-            case Decided(decision=decision):
-                self._on_decision(decision)
+    def _hear(self, worker: WorkerProcess, reports: Sequence[Report]) -> None:
+        """What came together; of that, pins are put into the kernel together."""
+        pins: list[AddPins] = []
+        for report in reports:
+            match report:
+                case Ready(confinement=confinement):
+                    self._confinement[worker.number] = confinement
+                    logger.info(
+                        "worker %d (%s) is ready, confined by %s",
+                        worker.number, worker.pid, ", ".join(confinement),
+                    )  # fmt: skip
+                    for sibling in self.workers if worker.crashes else ():
+                        if sibling is not worker:
+                            sibling.send(TellPins(worker=worker.number))
+                case Done(sequence=sequence):
+                    with self._lock:
+                        worker.done = max(worker.done, sequence)
+                        self._lock.notify_all()
+                case AddPins():
+                    pins.append(report)
+                case Decided(decision=decision):
+                    self._on_decision(decision)
+        if pins:
+            self._pin(worker, pins)
+
+    def _pin(self, worker: WorkerProcess, reports: Sequence[AddPins]) -> None:
+        """Have pins stand, and say so."""
+        known = [(each, self._guests.get(each.guest)) for each in reports]
+        # Under a policy that was replaced meanwhile they mean nothing any more.
+        self._add_pins(
+            [(each, guest) for each, guest in known if guest and guest.sequence == each.told]
+        )
+        worker.send(*(PinsStand(sequence=each.sequence) for each in reports))

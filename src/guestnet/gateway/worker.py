@@ -7,7 +7,6 @@ import logging
 import os
 import select
 import socket
-from collections import deque
 from contextlib import suppress
 from typing import NoReturn
 
@@ -66,11 +65,11 @@ class Worker:
         control.setblocking(False)
         self._control = control
         self._heard = b""
-        self._unsent: deque[bytes] = deque()
-        self._unsent_bytes = 0
+        self._unsent = bytearray()
         self._omitted = 0
         self._writing = False
         self._begun = False
+        self._sending = False
         self.reactor = Reactor(on_error=_report)
         self.guests = Guests(Pins())
         self.guests.catch_up = self._hear
@@ -92,6 +91,7 @@ class Worker:
     def run(self, uid: int, gid: int) -> None:
         """Give up rights and work until the daemon closes the control socket."""
         self.send(Ready(confinement=confine(uid, gid)))
+        self._flush()  # the daemon waits for it, and no turn ends before the daemon has answered
         # What stands from the start is never garbage, and flows leave none behind in circles: with
         # thousands of them each look for such costs milliseconds in which nobody is served.
         gc.freeze()
@@ -173,7 +173,7 @@ class Worker:
 
     def tell(self, decision: Decision) -> None:
         """Report a decision, or count it where the daemon does not keep up."""
-        if self._unsent_bytes > WAITING_BYTES:
+        if len(self._unsent) > WAITING_BYTES:
             self._omitted += 1
             return
         if self._omitted:
@@ -182,28 +182,27 @@ class Worker:
         self.send(Decided(decision=decision))
 
     def send(self, message: Message) -> None:
-        """Report; what the socket does not take waits."""
-        data = line(message)
-        self._unsent.append(data)
-        self._unsent_bytes += len(data)
+        """Report, with what else is told this turn; what the socket does not take waits."""
+        self._unsent += line(message)
+        if not self._sending:
+            self._sending = True
+            self.reactor.call_soon(self._end_of_turn)
+
+    def _end_of_turn(self) -> None:
+        self._sending = False
         if not self._writing:
             self._flush()
 
     def _flush(self) -> None:
         while self._unsent:
-            data = self._unsent[0]
             try:
-                sent = self._control.send(data)
+                sent = self._control.send(self._unsent)
             except BlockingIOError:
                 self._wait_to_write(True)
                 return
             except OSError:
                 os._exit(0)
-            self._unsent_bytes -= sent
-            if sent < len(data):
-                self._unsent[0] = data[sent:]
-            else:
-                self._unsent.popleft()
+            del self._unsent[:sent]
         self._wait_to_write(False)
 
     def _wait_to_write(self, wanted: bool) -> None:

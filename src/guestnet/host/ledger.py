@@ -41,6 +41,12 @@ def read_policy(text: str) -> Policy:
 
 
 @lru_cache(maxsize=1024)
+def id_of(text: str) -> str:
+    """The id of the policy of a canonical text."""
+    return policy_id(read_policy(text))
+
+
+@lru_cache(maxsize=1024)
 def pinning_rules(text: str) -> tuple[int, ...]:
     """Rules by name of a policy's canonical text that are about more than TCP."""
     return tuple(

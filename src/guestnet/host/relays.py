@@ -7,10 +7,11 @@ caller holds the host's lock, but for the pins, which come from the gateway's ow
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
+from ..errors import HostError
 from ..gateway import AddPins, Gateway, Handed, SetGuest, default_workers
 from ..gateway.doorway import Doorway
 from ..kernel.interface import Site
@@ -27,8 +28,8 @@ from ..policy import (
     classify,
     has_names,
 )
-from ..ruleset import policy_id
-from .ledger import Ledger, pinning_rules, read_policy
+from ..ruleset import Element, pin_element, policy_id
+from .ledger import Ledger, id_of, pinning_rules, read_policy
 
 Address = IPv4Address | IPv6Address
 #: How long pins that were carried over stand; a question in the meantime renews them.
@@ -83,9 +84,8 @@ class Relays:
             for place in (at for at, other in enumerate(new.rules) if other == rule):
                 for guest in own:
                     peers = self._site.pinned(policy_id(old), index, guest)
-                    pins = [(place, guest, peer) for peer in peers]
-                    if pins:
-                        self._site.pin(policy_id(new), pins, CARRIED_S)
+                    pins = [pin_element(policy_id(new), place, guest, peer) for peer in peers]
+                    self._site.pin(dict.fromkeys(pins, CARRIED_S))
                     name = FlowName(rule.target.name, verified=True)
                     carried.update(dict.fromkeys(peers, name))
         return carried
@@ -147,15 +147,34 @@ class Relays:
         self._places = Places(host=frozenset(host), guests=tuple(counted))
         gateway.set_places(sorted(host, key=str), counted)
 
-    def _add_pins(self, report: AddPins, told: SetGuest) -> None:
-        """Let a guest reach addresses under its rules by name.
+    def _add_pins(self, reports: Sequence[tuple[AddPins, SetGuest]]) -> None:
+        """Let guests reach addresses under their rules by name; one transaction for all.
+
+        What the kernel refuses of one must not keep the others' from standing.
+        """
+        wanted = [self._elements(*each) for each in reports]
+        together: dict[Element, int] = {}
+        for elements in wanted:
+            for element, lifetime_s in elements.items():
+                together[element] = max(lifetime_s, together.get(element, 0))
+        try:
+            self._site.pin(together)
+        except HostError as error:
+            if len(reports) == 1:
+                logger.warning("pins of %r: %s", reports[0][0].guest, error)
+                return
+            for each in reports:
+                self._add_pins([each])
+
+    def _elements(self, report: AddPins, told: SetGuest) -> dict[Element, int]:
+        """The pins of a report, each with its lifetime.
 
         The gateway reads what guests wrote, so its word opens nothing but public addresses, and
-        only under rules by name that the guest's policy has.
+        only under rules by name that the guest's policy has. Raises `ValueError` for anything else.
         """
         policy = read_policy(told.policy)
         own = {address.version: address for address in told.addresses}
-        pins = []
+        elements = {}
         for index, address in report.pins:
             rule = policy.rules[index] if 0 <= index < len(policy.rules) else None
             guest = own.get(address.version)
@@ -163,5 +182,5 @@ class Relays:
                 raise ValueError(f"pins for rule {index} of {report.guest!r}, which has no name")
             if rule.action is Action.ALLOW and classify(address, self._places) is not Group.PUBLIC:
                 raise ValueError(f"a pin of {report.guest!r} to {address}, which is not public")
-            pins.append((index, guest, address))
-        self._site.pin(policy_id(policy), pins, report.ttl_s)
+            elements[pin_element(id_of(told.policy), index, guest, address)] = report.ttl_s
+        return elements

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import HostError
 from ..ruleset.elements import Element
@@ -26,7 +26,7 @@ _GETOBJ, _NEWOBJ = 19, 18
 
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
-_ELEM_KEY, _ELEM_EXPR = 1, 7
+_ELEM_KEY, _ELEM_TIMEOUT, _ELEM_EXPR = 1, 4, 7
 _DATA_VALUE = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER = 1
@@ -36,8 +36,11 @@ _EXPR_DATA = 2
 _OBJECT_COUNTER = 1
 #: One send stays well below the socket's buffer; larger changes are split.
 _ELEMENTS_PER_BATCH = 4000
+#: Each goes into the batch three times.
+_RENEWED_PER_BATCH = 1000
 
 _GENERIC = struct.Struct("!BBH")
+_MILLISECONDS = struct.Struct("!Q")
 
 
 def _message(kind: int, family: int, body: bytes, call: str, target: str, **kw: object) -> Message:
@@ -57,8 +60,20 @@ _END = Message(
 )
 
 
-def _element(element: Element) -> bytes:
-    return nested(_LIST_ELEM, nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key)))
+def _element(element: Element, lifetime_s: int | None = None) -> bytes:
+    parts = nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
+    if lifetime_s is not None:
+        parts += attribute(_ELEM_TIMEOUT, _MILLISECONDS.pack(lifetime_s * 1000))
+    return nested(_LIST_ELEM, parts)
+
+
+def _elements_message(
+    kind: int, family: Family, name: str, members: Iterable[bytes], flags: int
+) -> Message:
+    body = nl.text(_LIST_TABLE, TABLE) + nl.text(_LIST_SET, name)
+    body += nested(_LIST_ELEMENTS, *members)
+    call = "nft add element" if kind == _NEWSETELEM else "nft delete element"
+    return _message(kind, family, body, call, f"{family.word} {TABLE} {name}", flags=flags)
 
 
 def _grouped(elements: Iterable[Element]) -> Iterator[tuple[Family, str, list[Element]]]:
@@ -122,14 +137,31 @@ class Nft:
     def _transaction(self, todo: Sequence[tuple[int, Element]]) -> None:
         messages = []
         for kind in (_DELSETELEM, _NEWSETELEM):
+            flags = nl.NLM_F_CREATE if kind == _NEWSETELEM else 0
             for family, name, members in _grouped(e for k, e in todo if k == kind):
-                body = nl.text(_LIST_TABLE, TABLE) + nl.text(_LIST_SET, name)
-                body += nested(_LIST_ELEMENTS, *(_element(e) for e in members))
-                call = "nft add element" if kind == _NEWSETELEM else "nft delete element"
-                target = f"{family.word} {TABLE} {name}"
-                flags = nl.NLM_F_CREATE if kind == _NEWSETELEM else 0
-                messages.append(_message(kind, family, body, call, target, flags=flags))
+                packed = [_element(e) for e in members]
+                messages.append(_elements_message(kind, family, name, packed, flags))
         self._socket.batch(_BEGIN, messages, _END)
+
+    def renew(self, lifetimes_s: Mapping[Element, int]) -> None:
+        """Have elements of sets with timeouts stand for so long from now, whether new or not.
+
+        One transaction (several, past a thousand). Each is added, deleted and added with its
+        lifetime, as not every kernel gives an element that stands another one.
+        """
+        todo = list(lifetimes_s)
+        for start in range(0, len(todo), _RENEWED_PER_BATCH):
+            messages = []
+            for family, name, members in _grouped(todo[start : start + _RENEWED_PER_BATCH]):
+                bare = [_element(e) for e in members]
+                timed = [_element(e, lifetimes_s[e]) for e in members]
+                for kind, packed, flags in (
+                    (_NEWSETELEM, bare, nl.NLM_F_CREATE),
+                    (_DELSETELEM, bare, 0),
+                    (_NEWSETELEM, timed, nl.NLM_F_CREATE),
+                ):
+                    messages.append(_elements_message(kind, family, name, packed, flags))
+            self._socket.batch(_BEGIN, messages, _END)
 
     def elements(self, family: Family, set_name: str) -> Iterator[Element]:
         """The elements of a set without ranges."""

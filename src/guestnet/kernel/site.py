@@ -262,22 +262,10 @@ class NamespaceSite:
         with self._tracking:
             conntrack.delete(self._netfilter, entries)
 
-    def pin(
-        self, policy: str, pins: Sequence[tuple[int, Address, Address]], lifetime_s: int
-    ) -> None:
-        """Let guests' packets follow a rule by name: (rule, guest's address, peer) for a time."""
-        lines = []
-        for rule, guest, peer in pins:
-            name = pins_set(policy, rule, guest.version)
-            # Added, deleted and added: so an element that stands gets its new lifetime too.
-            key = f"element inet {TABLE} {name} {{ {guest} . {peer}"
-            lines += [
-                f"add {key} }}",
-                f"delete {key} }}",
-                f"add {key} timeout {lifetime_s}s }}",
-            ]
+    def pin(self, lifetimes_s: Mapping[Element, int]) -> None:
+        """Let guests' packets follow rules by name (`pin_element`), each for a time."""
         with self._lock:
-            self._nft.run("\n".join(lines) + "\n", about=f"pins of {policy}")
+            self._nft.renew(lifetimes_s)
 
     def unpin(self, policy: str, rules: Iterable[int], guests: Collection[Address]) -> None:
         """Take guests' pins under rules of a policy away: the next holder has asked nothing."""

@@ -7,7 +7,7 @@ rules grows with the policies that are in use, never with guests.
 
 from .base import FINGERPRINT, base_text
 from .compile import PolicyChains, compile_policy, policy_id, refusal_chain
-from .elements import Element, guest_elements, refusal_elements
+from .elements import Element, guest_elements, pin_element, refusal_elements
 from .names import Family
 from .places import Doors, NetworkPlaces, places_text
 
@@ -21,6 +21,7 @@ __all__ = [
     "base_text",
     "compile_policy",
     "guest_elements",
+    "pin_element",
     "places_text",
     "policy_id",
     "refusal_chain",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..address.derive import link_local
 from ..model import Attachment, Topology
-from .compile import members_set
+from .compile import members_set, pins_set
 from .names import TABLE, Family
+
+Address = IPv4Address | IPv6Address
 
 _IFNAMSIZ = 16
 
@@ -25,6 +27,11 @@ class Element:
     family: Family
     set_name: str
     key: bytes
+
+
+def pin_element(policy: str, rule: int, guest: Address, peer: Address) -> Element:
+    """What lets a guest's packets to `peer` follow a rule by name of the policy with this id."""
+    return Element(Family.INET, pins_set(policy, rule, guest.version), guest.packed + peer.packed)
 
 
 def admission_text(elements: Iterable[Element]) -> str:
