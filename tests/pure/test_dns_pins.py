@@ -128,3 +128,17 @@ def check(pins: Pins) -> None:
         forth = {(n, a) for n, pin in known.names.items() for a in pin.until}
         assert forth == {(n, a) for a, names in known.by_address.items() for n in names}
         assert all(1 <= len(pin.until) <= 2 for pin in known.names.values())
+
+
+def test_whoever_asks_is_told_what_made_room_and_how_long_ago_it_was_learnt() -> None:
+    pins = Pins(max_names_per_guest=1, max_addresses_per_name=1)
+    told: list[tuple[str, float]] = []
+    pins.on_evicted = lambda guest, age_s: told.append((guest, age_s))
+    pins.learn("vm-1", "a.com", [(A, 60.0)], now=0.0)
+    pins.learn("vm-1", "a.com", [(A, 60.0)], now=5.0)  # nothing new, and yet told again
+    pins.learn("vm-2", "b.com", [(A, 60.0)], now=6.0)
+    assert told == []
+    pins.learn("vm-1", "b.com", [(A, 60.0)], now=7.0)
+    assert told == [("vm-1", 2.0)]
+    pins.learn("vm-1", "b.com", [(B, 60.0)], now=9.0)
+    assert told == [("vm-1", 2.0), ("vm-1", 0.0)]

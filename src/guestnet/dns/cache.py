@@ -82,6 +82,10 @@ class Entry:
         head = self._heads[question.recursion_desired]
         return question.id.to_bytes(2, "big") + head + question.wire + self._aged
 
+    def same_until(self, now: float) -> float:
+        """When a reply to the same question will no longer be what `reply` gives now."""
+        return min(self.expires_at, self.stored_at + int(now - self.stored_at) + 1)
+
     def stale_reply(self, question: Question) -> bytes:
         """The answer with every TTL at `STALE_TTL_S`."""
         head = self._heads[question.recursion_desired]

@@ -6,7 +6,7 @@ name in a TLS hello is believed only where the resolver agrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .codes import MAX_TTL_S, MIN_TTL_S, Address
 
@@ -23,9 +23,10 @@ _BUCKET_S = 16
 
 
 class _Name:
-    __slots__ = ("bucket", "until")
+    __slots__ = ("bucket", "learnt_at", "until")
 
     def __init__(self) -> None:
+        self.learnt_at = 0.0
         #: Deadline of each address, oldest learnt first; grace included.
         self.until: dict[Address, float] = {}
         self.bucket = -1
@@ -44,7 +45,8 @@ class Pins:
     """What every guest was told. Names are canonical text, guests the owner's ids.
 
     A full cap evicts: the name of that guest, or the address of that name, learnt longest ago.
-    Guests are not capped: whoever detaches one calls `forget`.
+    Guests are not capped: whoever detaches one calls `forget`. `on_evicted` is called with the
+    guest and the seconds that have gone by, at least, since it was told what it loses.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Pins:
         max_names_per_guest: int = DEFAULT_MAX_NAMES,
         max_addresses_per_name: int = DEFAULT_MAX_ADDRESSES,
     ) -> None:
+        self.on_evicted: Callable[[str, float], None] = lambda _guest, _age_s: None
         if max_names_per_guest < 1 or max_addresses_per_name < 1:
             raise ValueError("a cap of pins is at least 1")
         self._max_names = max_names_per_guest
@@ -73,6 +76,7 @@ class Pins:
             return False
         known = self._guests.setdefault(guest, _Guest())
         pin = known.names.pop(name, None) or _Name()
+        pin.learnt_at = now
         if all(pin.until.get(address, 0.0) >= until + GRACE_S for address, until in fresh):
             known.names[name] = pin  # a hit of the cache promises nothing new
             return False
@@ -86,9 +90,12 @@ class Pins:
             oldest = next(iter(pin.until))
             del pin.until[oldest]
             _unlink(known, oldest, name)
+            self.on_evicted(guest, 0.0)
         self._schedule(guest, name, pin)
         while len(known.names) > self._max_names:
-            self._drop(guest, known, next(iter(known.names)))
+            first, pin = next(iter(known.names.items()))
+            self._drop(guest, known, first)
+            self.on_evicted(guest, now - pin.learnt_at)
         return True
 
     def is_pinned(self, guest: str, name: str, address: Address, now: float) -> bool:

@@ -449,7 +449,7 @@ class Connection:
     def _tell(
         self, verdict: Verdict, reason: str, up: int = 0, down: int = 0, name: str | None = None
     ) -> None:
-        omitted = self.guest.share.take(time.time(), reports=self.guest.policy.mode is Mode.REPORT)
+        omitted = self.guest.share.take(time.time())
         if omitted is None:
             return
         self._means.tell(

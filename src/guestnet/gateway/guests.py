@@ -15,6 +15,7 @@ from ..policy import (
     Direction,
     FlowName,
     Group,
+    Mode,
     Places,
     Policy,
     Protocol,
@@ -37,6 +38,9 @@ GUEST_ASKING = 256
 #: How long an address stands for a name after it was asked for; programs that never ask again are
 #: many. The cap of pins is what bounds it.
 SYNTHETIC_S = 86400.0
+#: An answer is given again unread for no longer, whatever it says: what a question does beside
+#: being answered (its pins are learnt again) happens at least so often.
+REPEAT_S = 1.0
 #: Verdicts of one guest that are remembered.
 REMEMBERED = 4096
 #: Decisions of one guest in one second that are told one by one, and where its policy reports: what
@@ -77,6 +81,8 @@ class Guest:
     #: Pins that stand in the kernel, and until when: (rule, address).
     standing: dict[tuple[int, Address], float] = field(default_factory=dict)
     share: Share = field(default_factory=lambda: Share())
+    #: Answers by question without its id, and until when each may be given again (see `repeats`).
+    repeats: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
     #: What its policy said before: it says the same until it, or the machine, changes.
     _verdicts: dict[object, Verdict] = field(default_factory=dict)
     #: Whether a name may change that, by (address, port).
@@ -103,23 +109,32 @@ class Guest:
         self._verdicts.clear()
         self.named.clear()
         self.places = None
+        self.repeats.clear()
 
 
 @dataclass(slots=True)
 class Share:
     """A guest's share of what is told: the rest is counted, and costs next to nothing."""
 
+    per_second: int = TOLD_PER_SECOND
     second: int = 0
     told: int = 0
     omitted: int = 0
 
-    def take(self, now: float, *, reports: bool) -> int | None:
+    def leave_out(self, second: int) -> bool:
+        """Count one that is left out, if the share of this second (of the epoch) is used up."""
+        if self.second != second or self.told < self.per_second:
+            return False
+        self.omitted += 1
+        return True
+
+    def take(self, now: float) -> int | None:
         """How many were left out before one that may be told now; `None` leaves it out too."""
-        if self.second != int(now):
-            self.second, self.told = int(now), 0
-        if self.told >= (REPORTED_PER_SECOND if reports else TOLD_PER_SECOND):
-            self.omitted += 1
+        second = int(now)
+        if self.leave_out(second):
             return None
+        if self.second != second:
+            self.second, self.told = second, 0
         self.told += 1
         omitted, self.omitted = self.omitted, 0
         return omitted
@@ -140,6 +155,7 @@ class Guests:
         self.hear_siblings: Callable[[], None] = lambda: None
         #: Tells siblings what a guest is about to be told of a name.
         self.tell_siblings: Callable[[Guest, str], None] = lambda _guest, _name: None
+        pins.on_evicted = self._evicted
         self._places = Places(host=frozenset(), guests=())
 
     def set_places(self, order: SetPlaces) -> None:
@@ -168,6 +184,8 @@ class Guests:
         known.gateways, known.policy, known.told = order.gateways, policy, order.sequence
         known.upstreams, known.egress = order.upstreams, order.egress
         known.synthetic = order.synthetic
+        reports = policy.mode is Mode.REPORT
+        known.share.per_second = REPORTED_PER_SECOND if reports else TOLD_PER_SECOND
         known.standing.clear()
         known.reconsider()
         known.local = LocalRecords({HOST_ALIAS: order.gateways})
@@ -183,6 +201,12 @@ class Guests:
                 self._by_text.pop(str(address), None)
             self.pins.forget(guest)
         return known
+
+    def _evicted(self, guest: str, age_s: float) -> None:
+        """A pin made room for another: no answer that it belongs to may be given unread."""
+        known = self._by_id.get(guest)
+        if known is not None and age_s <= REPEAT_S:
+            known.repeats.clear()
 
     def at(self, source: str) -> Guest | None:
         """The guest that has the address that a socket tells as a packet's source."""

@@ -39,8 +39,11 @@ class Pinning:
         name: str,
         addresses: list[tuple[Address, float]],
         done: Callable[[str], None],
-    ) -> None:
-        """Pin (address, until) of a name; `done` gets the reason why not, or nothing."""
+    ) -> bool:
+        """Pin (address, until) of a name; `done` gets the reason why not, or nothing.
+
+        Returns whether they stood already, so that `done` was called.
+        """
         now = self._reactor.now()
         self._guests.learn(guest, name, addresses, now)
         until = max((until for _address, until in addresses), default=now)
@@ -51,10 +54,10 @@ class Pinning:
         ]
         if not pins:
             done("")
-            return
+            return True
         if guest.is_asking_too_much:
             done("too many questions at a time")
-            return
+            return False
         guest.asking += 1
         self._sequence += 1
         number = self._sequence
@@ -73,6 +76,7 @@ class Pinning:
         self._send(
             AddPins(sequence=number, guest=guest.id, told=guest.told, pins=tuple(pins), ttl_s=ttl_s)
         )
+        return False
 
     def stand(self, sequence: int) -> None:
         """The kernel has the pins: the guest gets its answer."""

@@ -15,6 +15,7 @@ The ladder, per question:
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import struct
@@ -49,7 +50,6 @@ from ..model import Decision
 from ..policy import (
     Action,
     DomainTarget,
-    Mode,
     Verdict,
     decide_question,
     opens_address,
@@ -57,6 +57,7 @@ from ..policy import (
 from .asking import Asking
 from .guests import Guest, Guests, is_allowed
 from .pinning import Pinning
+from .repeats import Repeats
 from .streams import Streams
 
 Address = IPv4Address | IPv6Address
@@ -70,7 +71,11 @@ _VERSIONS: dict[int, int] = {Rtype.A: 4, Rtype.AAAA: 6}
 #: How long a guest may remember where a name is: it is always there.
 SYNTHETIC_TTL_S = 300
 
+#: Ways back that are remembered: interfaces and addresses that guests' questions came to.
+WAYS = 4096
+
 Reply = Callable[[bytes], None]
+Ancillary = list[tuple[int, int, bytes]]
 
 
 class Resolving:
@@ -93,6 +98,8 @@ class Resolving:
         self._pinning = pinning
         self._tell = tell
         self._asking = asking
+        self._repeats = Repeats()
+        self._ways: dict[tuple[int, int, bytes], Ancillary] = {}
         self._streams = Streams(reactor, tcp, guests, self._answer)
         for each in udp:
             reactor.add(each.fileno(), partial(self._on_datagrams, each), select.EPOLLIN)
@@ -103,6 +110,7 @@ class Resolving:
         self._hear(door)
 
     def _hear(self, door: socket.socket) -> None:
+        now, second = self._reactor.now(), int(time.time())
         for _turn in range(TURN):
             try:
                 data, ancillary, _flags, source = door.recvmsg(4096, _ANCILLARY_BYTES)
@@ -111,26 +119,35 @@ class Resolving:
             except OSError:
                 continue  # an ICMP error about a former answer
             guest = self._guests.at(source[0])
-            if guest is not None:
-                reply = self._datagram_reply(door, source, _from_there(ancillary))
-                self._answer(guest, data, reply, "udp")
+            if guest is None:
+                continue
+            known = guest.repeats.get(data[2:])
+            # What is to be told has to be read.
+            if known is not None and now < known[1] and guest.share.leave_out(second):
+                with suppress(OSError):
+                    door.sendmsg((data[:2], known[0]), self._way_back(ancillary), 0, source)
+                continue
+            reply = _Reply(door, source, self._way_back(ancillary))
+            until = self._answer(guest, data, reply, "udp")
+            if reply.wire is not None and until > now:
+                self._repeats.keep(guest, data, reply.wire, until, now)
         self._reactor.call_soon(lambda: self._hear(door))
 
-    def _datagram_reply(
-        self,
-        door: socket.socket,
-        source: tuple[object, ...],
-        ancillary: list[tuple[int, int, bytes]],
-    ) -> Reply:
-        def reply(wire: bytes) -> None:
-            with suppress(OSError):  # its buffers are full, or it is gone: it asks again
-                door.sendmsg([wire], ancillary, 0, source)
-
-        return reply
+    def _way_back(self, ancillary: Ancillary) -> Ancillary:
+        """Have the answer leave from the address that the question came to."""
+        if len(ancillary) != 1:
+            return []
+        way = self._ways.get(ancillary[0])
+        if way is None:
+            if len(self._ways) >= WAYS:
+                self._ways.clear()
+            way = self._ways[ancillary[0]] = _from_there(*ancillary[0])
+        return way
 
     # -- answering ---------------------------------------------------------------------------
 
-    def _answer(self, guest: Guest, data: bytes, reply: Reply, protocol: str) -> None:
+    def _answer(self, guest: Guest, data: bytes, reply: Reply, protocol: str) -> float:
+        """Answer now or later; until when the same question gets what it was answered now."""
         over_tcp = protocol == "tcp"
         try:
             question = read_question(data, MAX_TCP_QUERY_BYTES) if over_tcp else read_question(data)
@@ -138,7 +155,7 @@ class Resolving:
             wire = failure(bad)
             if wire is not None:
                 reply(wire)
-            return
+            return 0.0
         limit = 65535 if over_tcp else question.udp_limit_bytes
 
         def fitting(wire: bytes) -> None:
@@ -149,13 +166,15 @@ class Resolving:
         local = guest.local.answer(question)
         if local is not None:
             fitting(local)
-        elif not is_allowed(verdict):
+            return 0.0  # such are not told, and what is given unread counts as one that is
+        if not is_allowed(verdict):
             self._told(guest, question, verdict, protocol)
             fitting(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, verdict.reason))
         elif guest.synthetic:
             self._answer_synthetic(guest, question, verdict, fitting, protocol)
         else:
-            self._answer_allowed(guest, question, verdict, fitting, protocol)
+            return self._answer_allowed(guest, question, verdict, fitting, protocol)
+        return math.inf  # as long as the guest's policy and names are what they are
 
     def _verdict(self, guest: Guest, name: str) -> Verdict:
         try:
@@ -185,19 +204,19 @@ class Resolving:
 
     def _answer_allowed(
         self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
-    ) -> None:
+    ) -> float:
         now = self._reactor.now()
         entry = self._cache(guest).get(question.key, now)
         if entry is not None:
             # What is in the cache leads to public addresses only, which every policy lets pass.
             left = [(address, entry.expires_at) for address in entry.addresses]
-            self._pin_and_reply(
+            stood = self._pin_and_reply(
                 guest, question, verdict, left, entry.reply(question, now), reply, protocol
             )
-            return
+            return entry.same_until(now) if stood else 0.0
         if guest.is_asking_too_much or self._asking.is_full:
             reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "too many questions at a time"))
-            return
+            return 0.0
         guest.asking += 1
 
         def answered(result: Response | str) -> None:
@@ -208,6 +227,7 @@ class Resolving:
             guest.upstreams, question.name, question.qtype, answered,
             dnssec=question.wants_dnssec, checking_disabled=question.checking_disabled,
         )  # fmt: skip
+        return 0.0
 
     def _cache(self, guest: Guest) -> Cache:
         return self._caches.setdefault(guest.upstreams, Cache())
@@ -258,7 +278,8 @@ class Resolving:
         wire: bytes,
         reply: Reply,
         protocol: str,
-    ) -> None:
+    ) -> bool:
+        """Answer when the pins stand; whether they did already."""
         answers = tuple(address for address, _until in addresses)
         self._told(guest, question, verdict, protocol, answers=answers)
 
@@ -268,11 +289,12 @@ class Resolving:
             else:
                 reply(wire)
 
-        self._pinning.pin(guest, question.name, addresses, pinned)
+        return self._pinning.pin(guest, question.name, addresses, pinned)
 
     def forget_answers(self) -> None:
         """The machine's addresses changed: what is public may have, too."""
         self._caches.clear()
+        self._repeats.clear()
 
     # -- telling -----------------------------------------------------------------------------
 
@@ -285,13 +307,14 @@ class Resolving:
         reason: str = "",
         answers: tuple[Address, ...] = (),
     ) -> None:
-        omitted = guest.share.take(time.time(), reports=guest.policy.mode is Mode.REPORT)
+        now = time.time()
+        omitted = guest.share.take(now)
         if omitted is None:
             return
         self._tell(
             Decision(
                 omitted=omitted,
-                time=time.time(),
+                time=now,
                 guest=guest.id,
                 network=guest.network,
                 kind="dns",
@@ -307,13 +330,28 @@ class Resolving:
         )
 
 
-def _from_there(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """Have the answer leave from the address that the question came to."""
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            # struct in_pktinfo: interface, local address to send from, address in the header.
-            _index, local, _header = struct.unpack("=I4s4s", data[:12])
-            return [(level, kind, struct.pack("=I4s4s", 0, local, b"\0" * 4))]
-        if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
-            return [(level, kind, data[:16] + b"\0" * 4)]
+class _Reply:
+    """Sends the answer to a datagram, and keeps it."""
+
+    __slots__ = ("_ancillary", "_door", "_source", "wire")
+
+    def __init__(
+        self, door: socket.socket, source: tuple[object, ...], ancillary: Ancillary
+    ) -> None:
+        self._door, self._source, self._ancillary = door, source, ancillary
+        self.wire: bytes | None = None
+
+    def __call__(self, wire: bytes) -> None:
+        self.wire = wire
+        with suppress(OSError):  # its buffers are full, or it is gone: it asks again
+            self._door.sendmsg((wire,), self._ancillary, 0, self._source)
+
+
+def _from_there(level: int, kind: int, data: bytes) -> Ancillary:
+    if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+        # struct in_pktinfo: interface, local address to send from, address in the header.
+        _index, local, _header = struct.unpack("=I4s4s", data[:12])
+        return [(level, kind, struct.pack("=I4s4s", 0, local, b"\0" * 4))]
+    if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
+        return [(level, kind, data[:16] + b"\0" * 4)]
     return []

@@ -16,7 +16,7 @@ from .guests import Guest, Guests
 #: Connections to the resolver, of one guest: they are closed when they have been idle.
 GUEST_STREAMS, STREAM_IDLE_S = 32, 10.0
 
-Answer = Callable[[Guest, bytes, Callable[[bytes], None], str], None]
+Answer = Callable[[Guest, bytes, Callable[[bytes], None], str], object]
 
 
 class Streams:
