@@ -170,3 +170,18 @@ def test_without_the_option_nothing_is_stale() -> None:
 def test_only_a_reply_to_the_question_can_be_stored(wire: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a reply|bad DNS"):
         Cache().put(asked(), wire, 60, now=0.0)
+
+
+@given(st.floats(0, 70, exclude_max=True), st.floats(0, 70))
+def test_a_reply_says_until_when_it_is_the_same(stored_at: float, wait_s: float) -> None:
+    cache, question = Cache(), asked()
+    cache.put(question, reply(question), 60, now=stored_at)
+    now = stored_at + wait_s
+    entry = cache.get(question.key, now)
+    if entry is None:
+        return
+    until = entry.same_until(now)
+    assert now < until <= min(now + 1.001, stored_at + 60)
+    given = entry.reply(question, now)
+    assert entry.reply(question, (now + until) / 2) == given
+    assert cache.get(question.key, until) is None or entry.reply(question, until + 1e-6) != given
