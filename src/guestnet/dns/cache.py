@@ -10,6 +10,7 @@ stored, and are rewritten at most once a second.
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from struct import Struct
 
@@ -20,13 +21,14 @@ from .codes import (
     HEADER_BYTES,
     MAX_TTL_S,
     RCODE_MASK,
+    RECORD,
     Address,
     Rcode,
     Rtype,
 )
 from .faults import BadResponse
 from .question import Question
-from .records import RawRecord, read_records
+from .records import skip_name
 
 #: 4 MiB and 8192 answers: what a build or a browser asks for in a day, in the memory of one page
 #: of theirs.
@@ -42,8 +44,8 @@ ENTRY_BYTES = 800
 RECORD_BYTES = 80
 
 _TTL = Struct("!I")
-#: Bytes from the end of a record's name to its TTL, seen from its data: TTL and length.
-_TTL_BEFORE_DATA = 6
+#: Bytes from the end of a record's name to its TTL: type and class.
+_TTL_BEHIND_NAME = 4
 
 
 class Entry:
@@ -164,14 +166,9 @@ class Cache:
         Nothing is kept of a truncated reply, of a failure, for a lifetime of 0 or of what alone
         exceeds `max_bytes`. Raises `ValueError` if `wire` is no well-formed reply to the question.
         """
-        flags, counts, records = _read(question, wire)
+        flags, counts, ttls = _read(question, wire)
         self._remove(question.key)
         start = HEADER_BYTES + len(question.wire)
-        ttls = tuple(
-            (record.start - _TTL_BEFORE_DATA - start, record.ttl)
-            for record in records
-            if record.rtype != Rtype.OPT
-        )
         tail = wire[start:]
         # The tail counts twice: as stored, and as of this second.
         size = ENTRY_BYTES + RECORD_BYTES * (len(ttls) + len(addresses))
@@ -204,16 +201,22 @@ def _may_be_kept(flags: int) -> bool:
     return not flags & FLAG_TC and flags & RCODE_MASK in (Rcode.NOERROR, Rcode.NXDOMAIN)
 
 
-def _read(question: Question, wire: bytes) -> tuple[int, bytes, list[RawRecord]]:
-    """Flags, the bytes of the counts, and all records of a reply to `question`."""
-    start = HEADER_BYTES + len(question.wire)
+def _read(question: Question, wire: bytes) -> tuple[int, bytes, tuple[tuple[int, int], ...]]:
+    """Flags, the bytes of the counts, and where behind the question which TTL stands."""
+    start = position = HEADER_BYTES + len(question.wire)
     if len(wire) < start or wire[HEADER_BYTES:start].lower() != question.wire.lower():
         raise ValueError("not a reply to this question")
     _id, flags, questions, *counts = HEADER.unpack_from(wire)
+    ttls = []
     try:
-        records, end = read_records(wire, start, sum(counts))
-    except BadResponse as error:
-        raise ValueError(str(error)) from error
-    if questions != 1 or end != len(wire):
+        for _ in range(sum(counts)):
+            position = skip_name(wire, position)
+            rtype, _class, ttl, length = RECORD.unpack_from(wire, position)
+            if rtype != Rtype.OPT:
+                ttls.append((position + _TTL_BEHIND_NAME - start, ttl))
+            position += RECORD.size + length
+    except (BadResponse, struct.error) as error:
+        raise ValueError(f"bad DNS response: {error}") from error
+    if questions != 1 or position != len(wire):
         raise ValueError("not a reply to one question")
-    return flags, wire[4:HEADER_BYTES], records
+    return flags, wire[4:HEADER_BYTES], tuple(ttls)

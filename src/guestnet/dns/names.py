@@ -15,6 +15,8 @@ from collections.abc import Sequence
 MAX_NAME_BYTES = 255
 MAX_LABEL_BYTES = 63
 
+#: Nearly every name that there is.
+_PLAIN_LABELS = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*").fullmatch
 _ALL_PLAIN = re.compile(rb"[a-z0-9_.-]*").fullmatch
 _NOT_PLAIN = re.compile(rb"[^a-z0-9_-]")
 _UNITS = re.compile(rb"\\([0-9]{3})|([^\\])", re.DOTALL)
@@ -50,6 +52,9 @@ def wire_of(text: str) -> bytes:
     backslash that begins no `\\DDD`.
     """
     plain = canonical(text)
+    if plain and _PLAIN_LABELS(plain) and len(plain) <= MAX_NAME_BYTES - 2:
+        labels = plain.encode("ascii").split(b".")
+        return b"".join([b"%c%b" % (len(label), label) for label in labels]) + b"\0"
     wire = bytearray()
     for part in plain.split(".") if plain else ():
         label = _unescaped(part).lower()

@@ -114,6 +114,19 @@ def read_name(wire: bytes, start: int) -> tuple[bytes, int]:
     return b"".join(parts) + b"\0", end or position + 1
 
 
+def skip_name(wire: bytes, start: int) -> int:
+    """Where the name at `start` ends, without following pointers. Raises `BadResponse`."""
+    position = start
+    try:
+        while octet := wire[position]:
+            if octet >= _POINTER:
+                return position + 2
+            position += 1 + octet
+    except IndexError:
+        raise BadResponse("truncated in a name") from None
+    return position + 1
+
+
 def opened(wire: bytes, raw: RawRecord) -> Record:
     """The record with its data read and freed of compression. Raises `BadResponse`."""
     ttl_s = 0 if raw.ttl & _TTL_SIGN else raw.ttl

@@ -7,9 +7,9 @@ who owns a zone, would plant one; it is dropped. Glue and additional records are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
+from typing import NamedTuple
 
 from .codes import (
     CLASS_IN,
@@ -34,8 +34,7 @@ from .codes import (
     clamped_ttl,
 )
 from .faults import BadResponse
-from .names import labels_of, text_of, wire_of
-from .question import Question, read_question
+from .names import MAX_NAME_BYTES, labels_of, text_of, wire_of
 from .records import RawRecord, Record, opened, read_records
 
 #: BIND and Unbound themselves stop at 11.
@@ -43,17 +42,20 @@ MAX_CNAMES = 16
 #: In all sections. The root's NS set signed and with all its glue is 41; what is larger is a zone
 #: made to be large, and no stub could use it. It bounds addresses as well.
 MAX_RECORDS = 64
-#: Random bits that `ask` can use: one for each byte of the longest name.
-CASE_BITS = 255
+#: Random bits that `ask` can use: a byte for each of the longest name, of which one bit counts.
+CASE_BITS = 8 * MAX_NAME_BYTES
 
 _TYPE_AND_CLASS = Struct("!HH")
+#: 0x20 for lower-case letters.
+_CASE_OF_LETTERS = bytes(0x20 if 0x61 <= octet <= 0x7A else 0 for octet in range(256))
+#: From the end of the question to the flags of OPT: its empty name, type, payload, rcode, version.
+_TO_EDNS_FLAGS = 7
 _NUMBERS_OF_SOA = Struct("!IIIII")
 _PROOFS = frozenset({Rtype.NSEC, Rtype.NSEC3})
 _ANSWERED = frozenset({Rcode.NOERROR, Rcode.NXDOMAIN})
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """What an upstream's answer says about the question it was asked."""
 
     rcode: int
@@ -117,13 +119,35 @@ def ask(
 
 
 def _with_case(name: bytes, bits: int) -> bytes:
-    """Letter i in upper case if bit i is set; bytes of length are never letters."""
-    if not bits:
-        return name
-    return bytes(
-        octet ^ 0x20 if bits >> i & 1 and 0x61 <= octet <= 0x7A else octet
-        for i, octet in enumerate(name)
-    )
+    """A letter in upper case if the 0x20 of its byte is set; bytes of length are never letters."""
+    letters = int.from_bytes(name.translate(_CASE_OF_LETTERS), "big")
+    return (int.from_bytes(name, "big") ^ letters & bits).to_bytes(len(name), "big")
+
+
+class _Asked(NamedTuple):
+    """What we asked."""
+
+    id: bytes
+    wire: bytes
+    """The question section, its case included."""
+    qtype: int
+    wants_dnssec: bool
+
+    @property
+    def name(self) -> str:
+        """Canonical text."""
+        return text_of(labels_of(self.wire[:-4].lower()))
+
+
+def _own(asked: bytes) -> _Asked:
+    """The question of a message that `ask` made, which needs no checking."""
+    position = HEADER_BYTES
+    while length := asked[position]:
+        position += 1 + length
+    qtype, _class = _TYPE_AND_CLASS.unpack_from(asked, position + 1)
+    end = position + 5
+    dnssec = bool(asked[end + _TO_EDNS_FLAGS] & EDNS_FLAG_DO >> 8)
+    return _Asked(asked[:2], asked[HEADER_BYTES:end], qtype, dnssec)
 
 
 def read_response(wire: bytes, asked: bytes) -> Response:
@@ -132,12 +156,11 @@ def read_response(wire: bytes, asked: bytes) -> Response:
     Raises only `BadResponse`: `mismatched` unless id, QR and the question (case included) are the
     asked ones; otherwise for what is malformed, has leftovers, loops, or exceeds a limit.
     """
-    question = read_question(asked)
+    question = _own(asked)
     flags, counts = _check_echo(wire, question)
     # Read nothing of a message that was cut: it may end inside a record.
-    chain = (question.name,)
     if flags & FLAG_TC:
-        return Response(flags & RCODE_MASK, True, wire, chain)
+        return Response(flags & RCODE_MASK, True, wire, (question.name,))
     if sum(counts) > MAX_RECORDS:
         raise BadResponse(f"more than {MAX_RECORDS} records")
     sections = []
@@ -150,18 +173,18 @@ def read_response(wire: bytes, asked: bytes) -> Response:
     answer, authority, additional = sections
     rcode = flags & RCODE_MASK | _upper_rcode(additional)
     if rcode not in _ANSWERED:
-        return Response(rcode, False, wire, chain)
+        return Response(rcode, False, wire, (question.name,))
     return _answered(question, wire, rcode, answer, authority)
 
 
-def _check_echo(wire: bytes, question: Question) -> tuple[int, tuple[int, int, int]]:
+def _check_echo(wire: bytes, question: _Asked) -> tuple[int, tuple[int, int, int]]:
     """The flags and the counts of records, if this is the response to that question."""
     if len(wire) < HEADER_BYTES:
         raise BadResponse("shorter than a header", mismatched=True)
     if len(wire) > MAX_MESSAGE_BYTES:
         raise BadResponse("longer than a message")
-    id, flags, questions, *counts = HEADER.unpack_from(wire)
-    if id != question.id or not flags & FLAG_QR:
+    _id, flags, questions, *counts = HEADER.unpack_from(wire)
+    if wire[:2] != question.id or not flags & FLAG_QR:
         raise BadResponse("another id, or no response", mismatched=True)
     end = HEADER_BYTES + len(question.wire)
     if questions != 1 or wire[HEADER_BYTES:end] != question.wire:
@@ -181,7 +204,7 @@ def _upper_rcode(additional: list[RawRecord]) -> int:
 
 
 def _answered(
-    question: Question,
+    question: _Asked,
     wire: bytes,
     rcode: int,
     answer: list[RawRecord],
@@ -219,7 +242,7 @@ def _answered(
 
 
 def _follow(
-    question: Question, wire: bytes, answer: list[RawRecord]
+    question: _Asked, wire: bytes, answer: list[RawRecord]
 ) -> tuple[list[bytes], list[Record]]:
     """The names of the chain and the CNAME records between them, whatever order they came in.
 

@@ -155,12 +155,15 @@ class Guests:
         self.hear_siblings: Callable[[], None] = lambda: None
         #: Tells siblings what a guest is about to be told of a name.
         self.tell_siblings: Callable[[Guest, str], None] = lambda _guest, _name: None
+        #: Whether addresses are public: so they are until the places change.
+        self._public: dict[Address, bool] = {}
         pins.on_evicted = self._evicted
         self._places = Places(host=frozenset(), guests=())
 
     def set_places(self, order: SetPlaces) -> None:
         """Take over what the machine's addresses are."""
         self._places = Places(host=frozenset(order.host), guests=order.guests)
+        self._public.clear()
         for guest in self._by_id.values():
             guest.reconsider()
 
@@ -276,7 +279,12 @@ class Guests:
 
     def is_public(self, address: Address) -> bool:
         """Whether an address is neither the machine's, nor a guest's, nor special."""
-        return classify(address, self._places) is Group.PUBLIC
+        found = self._public.get(address)
+        if found is None:
+            if len(self._public) >= REMEMBERED:
+                self._public.clear()
+            found = self._public[address] = classify(address, self._places) is Group.PUBLIC
+        return found
 
     def decide(
         self,

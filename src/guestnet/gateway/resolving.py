@@ -249,10 +249,10 @@ class Resolving:
             reply(refusal(question, Rcode.SERVFAIL, Ede.NETWORK_ERROR, reason))
             self._told(guest, question, verdict, protocol, reason)
             return
-        places = self._guests.places(guest)
-        ours = [a for a, _ttl in result.addresses if opens_address(guest.policy, a, places)]
-        if len(ours) < len(result.addresses):
-            wrong = next(a for a, _ttl in result.addresses if a not in ours)
+        ours = [address for address, _ttl in result.addresses]
+        elsewhere = [address for address in ours if not self._guests.is_public(address)]
+        wrong = self._first_closed(guest, elsewhere)
+        if wrong is not None:
             reason = (
                 f"{question.name} leads to {wrong}, which is not public; "
                 f"a rule that names this address lets the name lead there"
@@ -262,12 +262,20 @@ class Resolving:
             reply(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, reason))
             return
         wire = build_answer(question, result, ours)
-        if all(self._guests.is_public(address) for address in ours):
+        if not elsewhere:
             # It leads where any guest may be led.
             addresses = tuple(ours)
             self._cache(guest).put(question, wire, result.cache_ttl_s, now, addresses)
         left = [(address, now + ttl) for address, ttl in result.addresses]
         self._pin_and_reply(guest, question, verdict, left, wire, reply, protocol)
+
+    def _first_closed(self, guest: Guest, elsewhere: list[Address]) -> Address | None:
+        """Of addresses that are not public, the first that the guest's policy does not open."""
+        if not elsewhere:
+            return None
+        places = self._guests.places(guest)
+        closed = (a for a in elsewhere if not opens_address(guest.policy, a, places))
+        return next(closed, None)
 
     def _pin_and_reply(
         self,

@@ -77,9 +77,10 @@ class Query:
     def _send(self, server: Address, kind: int, handler: Callable[[int], None]) -> None:
         family = socket.AF_INET if server.version == 4 else socket.AF_INET6
         self._server = server
-        bits = _dice.getrandbits(CASE_BITS)
-        number = _dice.getrandbits(16)
-        self._asked = ask(self._name, self._qtype, number, bits, **self._options)
+        dice = _dice.getrandbits(16 + CASE_BITS)  # one system call for both
+        self._asked = ask(
+            self._name, self._qtype, dice >> CASE_BITS, dice % (1 << CASE_BITS), **self._options
+        )
         self._heard = b""
         self._bad = 0
         self._timer = self._reactor.call_later(ANSWER_S, lambda: self._next("timed out"))
