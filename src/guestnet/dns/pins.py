@@ -74,18 +74,28 @@ class Pins:
         fresh = list(addresses)
         if not fresh:
             return False
-        known = self._guests.setdefault(guest, _Guest())
-        pin = known.names.pop(name, None) or _Name()
-        pin.learnt_at = now
-        if all(pin.until.get(address, 0.0) >= until + GRACE_S for address, until in fresh):
+        known = self._guests.get(guest)
+        if known is None:
+            known = self._guests[guest] = _Guest()
+        pin = known.names.pop(name, None)
+        if pin is None:
+            pin = _Name()
+        elif all(pin.until.get(address, 0.0) >= until + GRACE_S for address, until in fresh):
             known.names[name] = pin  # a hit of the cache promises nothing new
+            pin.learnt_at = now
             return False
         known.names[name] = pin
+        pin.learnt_at = now
         for address, until in fresh:
             deadline = min(max(until, now + MIN_TTL_S), now + MAX_TTL_S) + GRACE_S
             # Learnt again is learnt last: popped, so that it goes to the end of the line.
-            pin.until[address] = max(pin.until.pop(address, 0.0), deadline)
-            known.by_address.setdefault(address, set()).add(name)
+            before = pin.until.pop(address, 0.0) if pin.until else 0.0
+            pin.until[address] = max(before, deadline)
+            names = known.by_address.get(address)
+            if names is None:
+                known.by_address[address] = {name}
+            else:
+                names.add(name)
         while len(pin.until) > self._max_addresses:
             oldest = next(iter(pin.until))
             del pin.until[oldest]

@@ -230,7 +230,10 @@ class Resolving:
         return 0.0
 
     def _cache(self, guest: Guest) -> Cache:
-        return self._caches.setdefault(guest.upstreams, Cache())
+        cache = self._caches.get(guest.upstreams)
+        if cache is None:
+            cache = self._caches[guest.upstreams] = Cache()
+        return cache
 
     def _answered(
         self,
