@@ -1,7 +1,7 @@
-"""Ask one question after the other: `python -m lab.bench.asker RESOLVER SUFFIX SECONDS [MARK]`.
+"""Ask one question after the other: `python -m lab.bench.asker RESOLVER SUFFIX SECONDS [FIRST]`.
 
-With a mark every name is new, without one they are a few that come again. What each answer took is
-said as JSON.
+With the number of the first name every name is new, without one they are a few that come again.
+What each answer took is said as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def question(number: int, name: str) -> bytes:
     return struct.pack("!6H", number, _RECURSE, 1, 0, 0, 0) + labels + struct.pack("!xHH", _A, _IN)
 
 
-def ask(resolver: str, suffix: str, seconds: float, mark: str) -> dict[str, float]:
+def ask(resolver: str, suffix: str, seconds: float, first: int | None) -> dict[str, float]:
     """Seconds that answers took, at the median and at p99."""
     took: list[float] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -36,7 +36,7 @@ def ask(resolver: str, suffix: str, seconds: float, mark: str) -> dict[str, floa
         begin = last = time.perf_counter()
         while last - begin < seconds:
             turn = len(took)
-            name = f"x{turn}-{mark}.{suffix}" if mark else f"n{turn % _NAMES}.{suffix}"
+            name = f"n{turn % _NAMES}.{suffix}" if first is None else f"m{first + turn}.{suffix}"
             wire = question(random.getrandbits(16), name)
             last = time.perf_counter()
             sock.send(wire)
@@ -50,4 +50,5 @@ def ask(resolver: str, suffix: str, seconds: float, mark: str) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    print(json.dumps(ask(sys.argv[1], sys.argv[2], float(sys.argv[3]), *sys.argv[4:5] or [""])))
+    first = int(sys.argv[4]) if sys.argv[4:] and sys.argv[4] else None
+    print(json.dumps(ask(sys.argv[1], sys.argv[2], float(sys.argv[3]), first)))

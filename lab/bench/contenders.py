@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from guestnet import Host
@@ -27,6 +28,8 @@ from .stage import FAR_IPV4, Stage
 #: Below this are all names that the benchmarks ask for, and this is the far end's.
 SUFFIX = "bench.test"
 NAME = f"far.{SUFFIX}"
+#: `m0` to `m16777215` below the suffix have an address each, of those that are public anywhere.
+OWN = (IPv4Address("64.0.0.0"), IPv4Address("79.255.255.255"))
 _READY_S = 10.0
 #: A connection that was reset is forgotten soon, or the NAT's table would fill.
 _CLOSE_TIMEOUT_S = 1
@@ -165,9 +168,10 @@ def dnsmasq() -> Iterator[Contender]:
 
 @contextlib.contextmanager
 def upstream(far: Namespace) -> Iterator[None]:
-    """A resolver at the far end that knows every name, and where it is: there."""
+    """A resolver at the far end that knows every name, and where it is: there, or as `OWN` says."""
     command = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-hosts"]
     command += ["--no-resolv", f"--address=/#/{FAR_IPV4}", "--local-ttl=3600", "--cache-size=0"]
+    command += [f"--synth-domain={SUFFIX},{OWN[0]},{OWN[1]},m*"]
     command += [f"--listen-address={FAR_IPV4}", "--bind-interfaces", "--pid-file", "--user=root"]
     process = far.popen(command)
     try:

@@ -7,9 +7,9 @@ takes the latency. What neither has cached is answered by a dnsmasq at the far e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
-import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,7 @@ MISSES_PER_S = 40_000
 UNDER_WAY = 64
 #: Of a run's questions that may be lost or fail; more, and it measured something else.
 _FAILED_MOST = 0.01
+_turns = itertools.count()
 _ROOT = Path(__file__).parents[2]
 
 GUESTNET = {
@@ -72,7 +73,7 @@ def _round(samples: Samples, names: Path, directory: Path, seconds: float) -> No
     misses = _dnsperf(contender, fresh, seconds, "-n", "1")
     used, before = contenders.cpu_seconds(contender.pids), used
     samples.add({"misses": misses["rate"], "miss cpu": (used - before) / misses["answered"]})
-    samples.add(_latency(contender, "miss", secrets.token_hex(4), seconds))
+    samples.add(_latency(contender, "miss", str(_take(seconds)), seconds))
     _dnsperf(contender, names, 5.0, "-n", "1")
     used = contenders.cpu_seconds(contender.pids)
     hits = _dnsperf(contender, names, seconds)
@@ -83,12 +84,20 @@ def _round(samples: Samples, names: Path, directory: Path, seconds: float) -> No
 
 
 def _fresh(directory: Path, seconds: float) -> Path:
-    """Names that nobody has asked for yet."""
-    mark = secrets.token_hex(4)
+    """Names that nobody has asked for yet, each at another address."""
     file = directory / "misses"
-    count = round(MISSES_PER_S * seconds)
-    file.write_text("".join(f"m{i}-{mark}.{SUFFIX} A\n" for i in range(count)))
+    first, count = _take(seconds), _names(seconds)
+    file.write_text("".join(f"m{i}.{SUFFIX} A\n" for i in range(first, first + count)))
     return file
+
+
+def _names(seconds: float) -> int:
+    return round(MISSES_PER_S * seconds)
+
+
+def _take(seconds: float) -> int:
+    """The first number of as many names as can be asked for; no contender gets another's."""
+    return next(_turns) * _names(seconds)
 
 
 def _dnsperf(contender: Contender, file: Path, seconds: float, *more: str) -> dict[str, float]:
