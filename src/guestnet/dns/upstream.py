@@ -140,13 +140,14 @@ class _Asked(NamedTuple):
 
 
 def _own(asked: bytes) -> _Asked:
-    """The question of a message that `ask` made, which needs no checking."""
+    """The question of a message that we sent, which needs no checking."""
     position = HEADER_BYTES
     while length := asked[position]:
         position += 1 + length
     qtype, _class = _TYPE_AND_CLASS.unpack_from(asked, position + 1)
     end = position + 5
-    dnssec = bool(asked[end + _TO_EDNS_FLAGS] & EDNS_FLAG_DO >> 8)
+    flags = asked[end + _TO_EDNS_FLAGS :][:1]  # none where it speaks no EDNS
+    dnssec = bool(flags and flags[0] & EDNS_FLAG_DO >> 8)
     return _Asked(asked[:2], asked[HEADER_BYTES:end], qtype, dnssec)
 
 
