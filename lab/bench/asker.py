@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 
+from .contenders import ZONES
 from .table import percentile
 
 _PORT = 53
@@ -36,8 +37,8 @@ def ask(resolver: str, suffix: str, seconds: float, first: int | None) -> dict[s
         begin = last = time.perf_counter()
         while last - begin < seconds:
             turn = len(took)
-            name = f"n{turn % _NAMES}.{suffix}" if first is None else f"m{first + turn}.{suffix}"
-            wire = question(random.getrandbits(16), name)
+            name = f"n{turn % _NAMES}" if first is None else f"m{first + turn}.z{turn % ZONES}"
+            wire = question(random.getrandbits(16), f"{name}.{suffix}")
             last = time.perf_counter()
             sock.send(wire)
             answer = sock.recv(4096)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import contenders, machine
-from .contenders import SUFFIX, Contender
+from .contenders import SUFFIX, ZONES, Contender
 from .relay import Samples
 from .table import render
 
@@ -84,10 +84,10 @@ def _round(samples: Samples, names: Path, directory: Path, seconds: float) -> No
 
 
 def _fresh(directory: Path, seconds: float) -> Path:
-    """Names that nobody has asked for yet, each at another address."""
+    """Names that nobody has asked for yet, one after the other at another address."""
     file = directory / "misses"
     first, count = _take(seconds), _names(seconds)
-    file.write_text("".join(f"m{i}.{SUFFIX} A\n" for i in range(first, first + count)))
+    file.write_text("".join(f"m{i}.z{i % ZONES}.{SUFFIX} A\n" for i in range(first, first + count)))
     return file
 
 

@@ -23,14 +23,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestnet.dns import Pins
+from guestnet.dns import GRACE_S, Pins
 from guestnet.flow import Reactor
 from guestnet.gateway import AddPins
 from guestnet.gateway.asking import Asking
 from guestnet.gateway.doorway import Doorway
 from guestnet.gateway.guests import HOST_ALIAS, Guest, Guests
 from guestnet.gateway.messages import Message, SetGuest, SetPlaces
-from guestnet.gateway.pinning import Pinning
+from guestnet.gateway.pinning import GUEST_PINS, Pinning
 from guestnet.gateway.resolving import Resolving
 from guestnet.model import Decision
 from lab.netns import Namespace
@@ -399,6 +399,35 @@ def test_pins_stand_in_the_kernel_before_it_is_given_again(resolver: Resolver) -
         resolver.receive(client)
         resolver.unread(wire)
         assert resolver.sent == [report]
+
+
+def test_a_guest_has_its_share_of_the_pins_in_the_kernel(resolver: Resolver) -> None:
+    guest = resolver.guest("allow@*.good.test:udp:7", LOW)
+    problems: list[str] = []
+    now = resolver.reactor.now()
+
+    def pin(number: int) -> None:
+        address = IPv4Address(0x40000000 + number)
+        until = resolver.reactor.now() + 60
+        resolver.pinning.pin(guest, "a.good.test", [(address, until)], problems.append)
+        for report in resolver.sent:
+            assert isinstance(report, AddPins)
+            resolver.pinning.stand(report.sequence)
+        resolver.sent.clear()
+
+    for number in range(GUEST_PINS):
+        pin(number)
+    assert problems == [""] * GUEST_PINS
+    pin(GUEST_PINS)
+    pin(0)  # one that stands may be renewed
+    pin(GUEST_PINS)
+    assert problems[-3:] == ["too many addresses at a time", "", "too many addresses at a time"]
+    # As if the time of some were past.
+    guest.standing.update(dict.fromkeys(list(guest.standing)[:2], now - GRACE_S))
+    guest.pins_due_at = now
+    for number in range(GUEST_PINS, GUEST_PINS + 3):
+        pin(number)
+    assert problems[-3:] == ["", "", "too many addresses at a time"]
 
 
 def test_memory_is_bounded(resolver: Resolver) -> None:

@@ -80,6 +80,8 @@ class Guest:
     asking: int = 0
     #: Pins that stand in the kernel, and until when: (rule, address).
     standing: dict[tuple[int, Address], float] = field(default_factory=dict)
+    #: When the first of them ended, or ends, as of the last time that there was no room for more.
+    pins_due_at: float = 0.0
     share: Share = field(default_factory=lambda: Share())
     #: Answers by question without its id, and until when each may be given again (see `repeats`).
     repeats: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
@@ -190,6 +192,7 @@ class Guests:
         reports = policy.mode is Mode.REPORT
         known.share.per_second = REPORTED_PER_SECOND if reports else TOLD_PER_SECOND
         known.standing.clear()
+        known.pins_due_at = 0.0
         known.reconsider()
         known.local = LocalRecords({HOST_ALIAS: order.gateways})
         return known

@@ -13,8 +13,9 @@ from .messages import AddPins, Message
 
 Address = IPv4Address | IPv6Address
 
-#: Pins of one guest that are known to stand in the kernel.
-STANDING = 16384
+#: Pins of one guest that stand in the kernel at a time. A rule's set has room for 65,536, and may
+#: be shared by many guests: one that owns a zone could fill it with addresses in some seconds.
+GUEST_PINS = 8192
 #: How long an answer waits for its pins to stand in the kernel.
 PIN_WAIT_S = 2.0
 
@@ -58,6 +59,9 @@ class Pinning:
         if guest.is_asking_too_much:
             done("too many questions at a time")
             return False
+        if not self._has_room(guest, pins, now):
+            done("too many addresses at a time")
+            return False
         guest.asking += 1
         self._sequence += 1
         number = self._sequence
@@ -65,8 +69,6 @@ class Pinning:
         def stand(problem: str) -> None:
             guest.asking -= 1
             if not problem:
-                if len(guest.standing) >= STANDING:
-                    guest.standing.clear()  # then they are renewed more often than need be
                 guest.standing.update(dict.fromkeys(pins, until))
             done(problem)
 
@@ -85,6 +87,17 @@ class Pinning:
             stand, late = waiting
             late.cancel()
             stand("")
+
+    def _has_room(self, guest: Guest, pins: list[tuple[int, Address]], now: float) -> bool:
+        most = GUEST_PINS - sum(pin not in guest.standing for pin in pins)
+        if len(guest.standing) <= most:
+            return True
+        if now >= guest.pins_due_at:
+            left = {pin: u for pin, u in guest.standing.items() if u + GRACE_S > now}
+            guest.standing = left
+            # Until one of them ends there is no need to look at all of them again.
+            guest.pins_due_at = min(left.values(), default=now) + GRACE_S
+        return len(guest.standing) <= most
 
     def _late(self, sequence: int) -> None:
         stand, _late = self._waiting.pop(sequence)

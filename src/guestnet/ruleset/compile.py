@@ -54,7 +54,7 @@ from .sets import range6
 
 Network = IPv4Network | IPv6Network
 
-#: Pins of one rule in one family; the gateway's own cap on pins of a guest is far below.
+#: Pins of one rule in one family, of all guests; the gateway lets one have an eighth of it.
 MAX_PINS = 65536
 _FLOOR_GROUPS = (Group.HOST, Group.METADATA, Group.GUESTS)
 _TEREDO = "2001::/32"
