@@ -278,7 +278,8 @@ class Guests:
         """Whether a name may lead a guest to an address, as far as is known here."""
         if guest.synthetic and is_synthetic(address):
             return True
-        return opens_address(guest.policy, address, self.places(guest))
+        # What is public every policy opens.
+        return self.is_public(address) or opens_address(guest.policy, address, self.places(guest))
 
     def is_public(self, address: Address) -> bool:
         """Whether an address is neither the machine's, nor a guest's, nor special."""
