@@ -450,9 +450,9 @@ class Decision(Value):
     time: float
     guest: GuestId
     network: NetworkName
-    #: `flow` for a connection through the gateway, `dns` for a question.
+    #: `flow` for a connection or datagrams through the gateway, `dns` for a question.
     kind: Literal["flow", "dns"]
-    protocol: Literal["tcp", "udp"]
+    protocol: Literal["tcp", "udp", "icmpv4", "icmpv6"]
     #: The name asked for, spoken (SNI, Host) or pinned; empty when none is known.
     name: Annotated[str, Field(max_length=255)] = ""
     #: The other end; empty for a question.

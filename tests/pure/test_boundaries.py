@@ -40,6 +40,7 @@ PURE_FILES = {
     "flow/first.py",
     "flow/hello.py",
     "flow/http.py",
+    "flow/inward.py",
     "flow/requests.py",
     "flow/spoken.py",
 }

@@ -20,6 +20,8 @@ import pytest
 from guestnet.policy import MAX_RULES, Policy, parse_policy
 from guestnet.ruleset import (
     FINGERPRINT,
+    Doors,
+    Manner,
     NetworkPlaces,
     base_text,
     compile_policy,
@@ -73,6 +75,22 @@ def test_the_places() -> None:
     )
     host = [ip_address("198.51.100.7"), ip_address("2a00::7")]
     check(GOLDEN / "places.nft", places_text([routed, bridge], host))
+
+
+def test_the_places_of_a_site_that_relays_all() -> None:
+    network = NetworkPlaces((IPv4Network("172.16.0.0/12"),), ("eth0",), (ip_address("9.9.9.9"),))
+    host = [ip_address("198.51.100.7"), ip_address("2a00::7")]
+    doors = Doors(40001, 40002, 40003, relay_udp=40004)
+    check(GOLDEN / "places-relayed.nft", places_text([network], host, doors, Manner.RELAYED))
+
+
+def test_a_site_that_relays_all_has_no_way_out() -> None:
+    network = NetworkPlaces(
+        (IPv4Network("172.16.0.0/12"), IPv6Network("fd42:6d73:62::/48")), ("eth0",), ()
+    )
+    text = places_text([network], [], Doors(1, 2, 3, relay_udp=4), Manner.RELAYED)
+    assert "eth0" not in text
+    assert "eth0" in places_text([network], [], Doors(1, 2, 3), Manner.FORWARDED)
 
 
 def test_the_removal_of_a_policy() -> None:
@@ -249,4 +267,4 @@ def test_pools_without_what_the_host_uses(pools: str, holes: str, left: str) -> 
 def test_a_pool_that_is_all_holes_leaves_its_sets_empty_and_valid() -> None:
     text = places_text([NetworkPlaces((), ("eth0",), ())], [])
     assert "add element" not in text
-    assert all(re.match("flush (set|map) inet guestnet ", line) for line in text.splitlines())
+    assert all(re.match("flush (set|map|chain) inet guestnet ", line) for line in text.splitlines())

@@ -3,6 +3,10 @@
 They outlive a worker that crashed: what arrives in between waits in their queues. All workers'
 doors have the same ports (SO_REUSEPORT), and the kernel chooses between them by a flow's addresses
 and ports: whatever is one flow stays at one worker.
+
+Some can do what their holder may not: those that take datagrams for other addresses, and those that
+answer in the name of others. The answers bear a mark that the holder cannot change, and the rules
+let them go to guests only, within flows that these began.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from ..errors import HostError
 from ..flow.relay import keep_alive, prepare
 from ..ruleset import Doors
 from .service_class import hear_class
+from .transparent import answering, echo_door, make_transparent, raw_pair
 
 #: Connections that wait to be accepted, while a worker is busy or being restarted.
 BACKLOG = 4096
@@ -32,14 +37,30 @@ class Doorway:
     relay: tuple[socket.socket, ...]
     resolver_udp: tuple[socket.socket, ...]
     resolver_tcp: tuple[socket.socket, ...]
+    #: Where datagrams and echo requests are relayed: guests' datagrams to others, their echo
+    #: requests to others, and raw sockets by which others' answers are written.
+    relay_udp: tuple[socket.socket, ...] = ()
+    echo: tuple[socket.socket, ...] = ()
+    answer: tuple[socket.socket, ...] = ()
 
     @classmethod
-    def open(cls, workers: int) -> tuple[Self, ...]:
-        """One for each worker, in the calling thread's namespace, on ports the kernel chooses."""
+    def open(cls, workers: int, datagrams: bool = False) -> tuple[Self, ...]:
+        """One for each worker, in the calling thread's namespace, on ports the kernel chooses.
+
+        The first one's worker takes all datagrams: what one endpoint of a guest sends to several
+        peers goes out from one port, which is one worker's.
+        """
         opened: list[list[tuple[socket.socket, ...]]] = []
         try:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM):
                 opened.append(_service(kind, workers))
+            if datagrams:
+                taking = _service(socket.SOCK_DGRAM, 1)
+                opened.append(taking + [()] * (workers - 1))
+                for each in taking[0]:
+                    make_transparent(each)
+                for made_by in (echo_door, answering):
+                    opened.append([raw_pair(made_by)] + [()] * (workers - 1))
         except BaseException:
             for each in opened:
                 for sockets in each:
@@ -54,6 +75,7 @@ class Doorway:
             relay_tcp=self.relay[0].getsockname()[1],
             resolver_udp=self.resolver_udp[0].getsockname()[1],
             resolver_tcp=self.resolver_tcp[0].getsockname()[1],
+            relay_udp=self.relay_udp[0].getsockname()[1] if self.relay_udp else None,
         )
 
     @property

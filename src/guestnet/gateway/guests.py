@@ -22,6 +22,7 @@ from ..policy import (
     Verdict,
     classify,
     decide,
+    has_names,
     needs_name,
     opens_address,
     parse_policy,
@@ -57,7 +58,7 @@ class Open(typing.Protocol):
 
 @dataclass(slots=True, eq=False)
 class Guest:
-    """One guest whose policy has rules by name."""
+    """One guest: its policy has rules by name, or all its flows are relayed."""
 
     id: str
     network: str
@@ -241,7 +242,9 @@ class Guests:
         """The machine's addresses as this guest's policy sees them."""
         if guest.places is None:
             places = self._places
-            guest.places = Places(host=places.host, guests=places.guests, dns=guest.gateways)
+            # Without rules by name its questions go to the resolvers themselves.
+            dns = guest.gateways if has_names(guest.policy) else guest.upstreams
+            guest.places = Places(host=places.host, guests=places.guests, dns=dns)
         return guest.places
 
     def needs_name(self, guest: Guest, address: Address, port: int) -> bool:
@@ -307,7 +310,12 @@ class Guests:
         return guest.decided_before((address, port, name, protocol), decide_now)
 
     def decide_pinned(
-        self, guest: Guest, address: Address, port: int, names: Iterable[str]
+        self,
+        guest: Guest,
+        address: Address,
+        port: int,
+        names: Iterable[str],
+        protocol: Protocol = Protocol.TCP,
     ) -> tuple[Verdict, str] | None:
         """The verdict that all names pinned for an address agree on, and one of these names.
 
@@ -315,7 +323,7 @@ class Guests:
         """
         found: tuple[Verdict, str] | None = None
         for name in names:
-            verdict = self.decide(guest, address, port, verified(name))
+            verdict = self.decide(guest, address, port, verified(name), protocol)
             if found is not None and found[0].action is not verdict.action:
                 return None
             found = found or (verdict, name)

@@ -17,6 +17,7 @@ from ..model import Decision
 from .asking import Asking
 from .confine import confine
 from .connection import Means
+from .datagrams import Datagrams
 from .doorway import Doorway
 from .guests import Guests
 from .lookup import Lookup
@@ -85,6 +86,7 @@ class Worker:
         lookup = Lookup(self.reactor, asking)
         means = Means(self.reactor, self.guests, relay, lookup.resolve, self.tell)
         self.relaying = Relaying(doorway.relay, means, guest_flows=GUEST_FLOWS // workers)
+        self.datagrams = Datagrams(doorway, self.reactor, self.guests, self.tell)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 
@@ -142,6 +144,7 @@ class Worker:
         self._writing = True  # nobody reads what would be told
         for guest in self.guests.all():
             self.relaying.end_all(guest)
+            self.datagrams.end_all(guest)
         os._exit(0)
 
     def _obey(self, text: bytes) -> None:
@@ -151,10 +154,12 @@ class Worker:
                 guest = self.guests.set_guest(order)
                 self.siblings.hear_again()
                 self.relaying.recheck(guest)
+                self.datagrams.recheck(guest)
             case ForgetGuest(guest=name):
                 gone = self.guests.forget(name)
                 if gone is not None:
                     self.relaying.end_all(gone)
+                    self.datagrams.end_all(gone)
             case SetPlaces():
                 self.guests.set_places(order)
                 self.resolving.forget_answers()

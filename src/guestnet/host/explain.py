@@ -103,6 +103,8 @@ class Explainer:
                 f"`{verdict.text}` allows group {verdict.group}, but {peer} is no address of it: "
                 "whoever claims it comes from outside",
             )  # fmt: skip
+        if self._is_relayed(way, peer):
+            return self._relayed(kind, peer, verdict, places)
         if way is Direction.INGRESS or verdict.group is Group.HOST:
             return verdict
         if verdict.group is Group.GUESTS:
@@ -238,6 +240,26 @@ class Explainer:
         places = self._places(other, mine)
         verdict = decide(read_policy(other.policy), theirs, kind, mine, port, places)
         return allowed if verdict.allowed else verdict
+
+    def _is_relayed(self, way: Direction, peer: Address) -> bool:
+        """Whether a flow is the gateway's to take, whatever it is."""
+        if not self._site.relays_all or way is not Direction.EGRESS:
+            return False
+        return peer not in self._site.surroundings().addresses and not self._ledger.is_gateway(peer)
+
+    @staticmethod
+    def _relayed(kind: Protocol, peer: Address, allowed: Verdict, places: Places) -> Verdict:
+        """The gateway relays TCP, UDP and pings, to addresses as they are written."""
+        if allowed.group is Group.HOST and peer not in places.host:
+            reason = f"{peer} embeds an address of the host, which the gateway does not go to so"
+            return Verdict(Action.DENY, None, "embedded", allowed.group, reason)
+        if allowed.group is Group.GUESTS:
+            reason = f"`{allowed.text}` allows it, but no guest has the address {peer}"
+            return Verdict(Action.DENY, None, "unleased", allowed.group, reason)
+        if kind is Protocol.ANY:
+            reason = f"`{allowed.text}` allows it, but the gateway relays TCP, UDP and pings only"
+            return Verdict(Action.DENY, None, "relayed", allowed.group, reason)
+        return allowed
 
     def _leaving(self, attachment: Attachment, peer: Address, allowed: Verdict) -> Verdict:
         """Allowed packets leave by an egress interface of the network, or not at all."""

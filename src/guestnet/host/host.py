@@ -37,7 +37,7 @@ from ..model import (
 )
 from ..plan import Admit, Exchange, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
 from ..policy import Direction, FlowName, Policy, Protocol, Verdict, has_names, parse_policy
-from ..ruleset import Element, guest_elements, policy_id, refusal_elements
+from ..ruleset import Element, Manner, guest_elements, policy_id, refusal_elements
 from ..ruleset.names import DEVICE_PREFIX
 from ..store import Lease, LeaseState, SqliteStore, Store
 from .decisions import Decisions, Watch
@@ -81,7 +81,7 @@ class Host:
         self._store = store
         self._site = site
         self._directory_lock = directory_lock
-        self._ledger = Ledger()
+        self._ledger = Ledger(Manner.RELAYED if site.relays_all else Manner.FORWARDED)
         self._placer = Placer(self._ledger, site)
         self._upkeep = Upkeep(self._ledger, store, site, self._placer)
         self._reaper = Reaper(self._clear_away)
@@ -101,6 +101,7 @@ class Host:
         gateway_workers: int | None = None,
         rootless: bool = False,
         remember: bool = True,
+        relays_all: bool = False,
     ) -> Self:
         """Open the host's guestnet and repair whatever was interrupted or changed.
 
@@ -108,7 +109,8 @@ class Host:
         network namespace (name or path) to work in instead of the process's own; `gateway_workers`
         are as many as the process may use processors, but for 8 at most. With `rootless`
         guests live in a private user and network namespace, which any user may have and which ends
-        with this object; it may then be told to `remember` nothing, and needs no directory. Raises
+        with this object; it may then be told to `remember` nothing, and needs no directory. There,
+        or with `relays_all`, nothing is forwarded outward: the gateway takes every flow. Raises
         `BusyError` when another process has the directory or the namespace, `HostError` when the
         machine refuses.
         """
@@ -125,7 +127,11 @@ class Host:
             store = SqliteStore(directory / "guestnet.db" if directory is not None else None)
             stack.callback(store.close)
             there: Site
-            there = RootlessSite() if rootless else NamespaceSite(str(site) if site else None)
+            there = (
+                RootlessSite()
+                if rootless
+                else NamespaceSite(str(site) if site else None, relays_all)
+            )
             stack.callback(there.close)
             decisions = Decisions(directory / "decisions.jsonl" if directory is not None else None)
             host = cls(store, there, lock, decisions, gateway_workers)

@@ -19,6 +19,7 @@ from ..ruleset import (
     FINGERPRINT,
     Doors,
     Element,
+    Manner,
     NetworkPlaces,
     PolicyChains,
     base_text,
@@ -100,7 +101,9 @@ class InstalledPolicies:
 class Ledger:
     """Not thread-safe: `Host` holds the lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, manner: Manner = Manner.FORWARDED) -> None:
+        #: What becomes of flows that are allowed by address.
+        self.manner = manner
         self.networks: dict[str, LiveNetwork] = {}
         self.attached: dict[str, Lease] = {}
         #: Cut off, but their devices and flows are not cleared away yet.
@@ -245,7 +248,7 @@ class Ledger:
 
     def places(self, host: Iterable[Address]) -> str:
         """The transaction that sets pools, egress and resolvers."""
-        return places_text(self.network_places(), host, self.doors)
+        return places_text(self.network_places(), host, self.doors, self.manner)
 
     def network_places(self) -> list[NetworkPlaces]:
         """Each network's share of the sets."""

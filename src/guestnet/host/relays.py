@@ -1,7 +1,8 @@
 """The gateway as the host sees it: who is told of which guests, and what stands in the kernel.
 
-A gateway runs from the first guest whose policy has rules by name until the host is closed. The
-caller holds the host's lock, but for the pins, which come from the gateway's own thread.
+A gateway runs from the first guest whose policy has rules by name until the host is closed, in the
+relayed manner from the first guest. The caller holds the host's lock, but for the pins, which come
+from the gateway's own thread.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class Relays:
 
     def _started(self) -> Gateway:
         if self.gateway is None:
-            doorways = self._site.within(partial(Doorway.open, self._workers))
+            relays = self._site.relays_all
+            doorways = self._site.within(partial(Doorway.open, self._workers, relays))
             handed = Handed.open(doorways, self._site.netns_fd)
             try:
                 self._ledger.doors = handed.doorways[0].ports

@@ -170,6 +170,7 @@ class Upkeep:
         self._site.delete_retired(devices)
         self._site.accept_in_foreign_filters(())
         self._site.remove_tables()
+        self._site.steer(wanted=False)
         self._site.restore_sysctls(before)
         self._store.take_note(_NOTE_SYSCTL, "{}")
         return Repairs(steps=("leave the machine as it was before the first network",))
@@ -192,6 +193,8 @@ class Upkeep:
         for network in self._ledger.networks.values():
             network.skip(around.used, self._ledger.bridge_subnets())
         self._enable_forwarding()
+        if self._site.relays_all:
+            self._site.steer(wanted=True)
         desired = self._ledger.desired(around.addresses, self._marker())
         seen = self._site.observe()
         steps = repair(desired, seen)

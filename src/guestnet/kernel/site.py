@@ -45,7 +45,7 @@ from ..ruleset.names import (
     TABLE,
     Family,
 )
-from . import conntrack, devices, link, sysctl
+from . import conntrack, devices, link, steering, sysctl
 from . import netlink as nl
 from .conntrack import Entry
 from .foreign import ForeignChain, ForeignFilters
@@ -78,10 +78,9 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class NamespaceSite:
     """`Site` in a namespace that stands already: by name or path, or None for the process's own."""
 
-    #: What addresses decide is forwarded.
-    relays_all = False
-
-    def __init__(self, netns: str | None = None) -> None:
+    def __init__(self, netns: str | None = None, relays_all: bool = False) -> None:
+        #: Whether what addresses decide is relayed as well, and not forwarded.
+        self.relays_all = relays_all
         self._lock = threading.RLock()
         self._reaping = threading.Lock()
         self._tracking = threading.Lock()
@@ -324,6 +323,12 @@ class NamespaceSite:
                 f"add table {f.word} {TABLE}\ndelete table {f.word} {TABLE}\n" for f in Family
             )
             self._nft.run(text, about="removal of our tables")
+
+    def steer(self, *, wanted: bool) -> None:
+        """Have what the gateway takes over delivered here whatever its destination, or no more."""
+        with self._lock, self.inside():
+            change = steering.steer if wanted else steering.unsteer
+            change(self._route)
 
     def restore_sysctls(self, former: Mapping[str, str]) -> None:
         """Write former values back, as far as what they belong to is still there."""

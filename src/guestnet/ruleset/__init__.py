@@ -10,12 +10,14 @@ from .compile import PolicyChains, compile_policy, policy_id, refusal_chain
 from .elements import Element, guest_elements, pin_element, refusal_elements
 from .names import Family
 from .places import Doors, NetworkPlaces, places_text
+from .relayed import Manner
 
 __all__ = [
     "FINGERPRINT",
     "Doors",
     "Element",
     "Family",
+    "Manner",
     "NetworkPlaces",
     "PolicyChains",
     "base_text",

@@ -16,7 +16,8 @@ A packet's way:
 
 What a policy's relay chain redirects to the gateway (*handover*) arrives at the host instead
 (*handed_over*), with the guest's own source address; nobody else gets to the gateway's doors. On
-a synthetic network all that goes to addresses which stand for names does too.
+a synthetic network all that goes to addresses which stand for names does too, and in the relayed
+manner everything that may leave (`relayed`).
 
 What comes from elsewhere with a guest's source address is no guest's, and is dropped. An error
 message about a flow (*related*) passes only from an end of that flow.
@@ -36,12 +37,16 @@ from collections.abc import Iterable
 from ..address import SYNTHETIC_IPV4, SYNTHETIC_IPV6
 from ..policy import Group, static_ranges, teredo_ranges, unroutable_groups
 from .names import (
-    GROUP_POLICED_MASK,
     GROUP_PORT,
     GROUP_RETIRED,
     GROUP_ROUTED,
+    MARK_ASKED,
+    MARK_TAKEN,
+    NOT_POLICED,
+    POLICED,
     TABLE,
 )
+from .relayed import ANSWER_RULES, RELAYED, TAKING_CHAINS
 from .sets import interval_set, range4, range6
 
 #: Groups that rules can name and whose addresses are the same on every machine.
@@ -71,8 +76,6 @@ POLICY_FORMAT = 2
 #: The ports at which the gateway listens stand in maps; without one nothing is handed over.
 TO_RELAY = "redirect to :meta l4proto map @relay_door"
 TO_RESOLVER = "meta l4proto { tcp, udp } th dport 53 redirect to :meta l4proto map @resolver_door"
-_POLICED = f"and {GROUP_POLICED_MASK:#x} == {GROUP_ROUTED:#x}"
-_NOT_POLICED = f"and {GROUP_POLICED_MASK:#x} != {GROUP_ROUTED:#x}"
 
 
 def set_word(group: Group) -> str:
@@ -130,6 +133,16 @@ counter name forged_discovery drop
     meta protocol ip6 counter name spoofed_ipv6 drop
     counter name foreign_ethertype drop
   }
+"""
+
+_ASKING_CHAIN = f"""
+  chain asking {{
+    ip saddr . ip saddr != @live4 counter name unleased drop
+    ip6 saddr . ip6 saddr != @live6 counter name unleased drop
+    meta mark set {MARK_ASKED:#x}
+    jump {EGRESS_DISPATCH}
+    goto refuse_egress
+  }}
 """
 
 _INET_CHAINS = f"""
@@ -196,11 +209,12 @@ invalid : goto invalid, untracked : goto invalid }}
     goto refuse_ingress
   }}
   chain leave {{
-    meta oifgroup {_POLICED} goto to_guest
+    meta oifgroup {POLICED} goto to_guest
     ct state established,related accept
     ip daddr @guests4 goto refuse_egress
     ip6 daddr @guests6 goto refuse_egress
     ip6 daddr 2001::/32 ip6 daddr & ::ffff:ffff @guests_teredo goto refuse_egress
+    meta mark {MARK_ASKED:#x} meta mark set {MARK_TAKEN:#x} accept
     ip saddr . oifname @leave4 accept
     ip6 saddr . oifname @leave6 accept
     goto refuse_egress
@@ -225,12 +239,13 @@ invalid : goto invalid, untracked : goto invalid }}
   chain {RELAY_DISPATCH} {{
   }}
   chain handover {{
-    type nat hook prerouting priority dstnat - 1; policy accept;
-    meta iifgroup {_POLICED} ip saddr @synthetic4 ip daddr {SYNTHETIC_IPV4} \
+    type nat hook prerouting priority dstnat - 2; policy accept;
+    meta iifgroup {POLICED} ip saddr @synthetic4 ip daddr {SYNTHETIC_IPV4} \
 meta l4proto tcp {TO_RELAY}
-    meta iifgroup {_POLICED} ip6 saddr @synthetic6 ip6 daddr {SYNTHETIC_IPV6} \
+    meta iifgroup {POLICED} ip6 saddr @synthetic6 ip6 daddr {SYNTHETIC_IPV6} \
 meta l4proto tcp {TO_RELAY}
-    meta iifgroup {_POLICED} jump {RELAY_DISPATCH}
+    meta iifgroup {POLICED} jump {RELAY_DISPATCH}
+    meta iifgroup {POLICED} meta l4proto tcp jump {RELAYED}
   }}
   chain handed_over {{
     ip saddr . ip saddr != @live4 counter name unleased drop
@@ -249,34 +264,35 @@ meta l4proto tcp {TO_RELAY}
     meta iifgroup {GROUP_RETIRED:#x} counter name retired drop
     meta iifgroup {GROUP_ROUTED:#x} goto identity
     meta iifgroup {GROUP_PORT:#x} counter name foreign_ethertype drop
-    meta iifgroup {_NOT_POLICED} iifname != "lo" ip saddr . ip saddr @live4 \
+    meta iifgroup {NOT_POLICED} iifname != "lo" ip saddr . ip saddr @live4 \
 counter name spoofed_ipv4 drop
-    meta iifgroup {_NOT_POLICED} iifname != "lo" ip6 saddr . ip6 saddr @live6 \
+    meta iifgroup {NOT_POLICED} iifname != "lo" ip6 saddr . ip6 saddr @live6 \
 counter name spoofed_ipv6 drop
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
     meta oifgroup {GROUP_RETIRED:#x} counter name retired drop
-    meta oifgroup {_POLICED} meta nfproto ipv4 fib saddr type local counter name spoofed_ipv4 drop
-    meta oifgroup {_POLICED} meta nfproto ipv6 fib saddr type local counter name spoofed_ipv6 drop
-    meta oifgroup {_POLICED} meta iifgroup {_NOT_POLICED} jump impostor
-    meta iifgroup {_POLICED} {_CLAMP}
-    meta oifgroup {_POLICED} {_CLAMP}
-    meta iifgroup {_POLICED} jump from_guest
-    meta oifgroup {_POLICED} jump to_guest
+    meta oifgroup {POLICED} meta nfproto ipv4 fib saddr type local counter name spoofed_ipv4 drop
+    meta oifgroup {POLICED} meta nfproto ipv6 fib saddr type local counter name spoofed_ipv6 drop
+    meta oifgroup {POLICED} meta iifgroup {NOT_POLICED} jump impostor
+    meta iifgroup {POLICED} {_CLAMP}
+    meta oifgroup {POLICED} {_CLAMP}
+    meta iifgroup {POLICED} jump from_guest
+    meta oifgroup {POLICED} jump to_guest
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
-    meta iifgroup {_POLICED} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-    meta iifgroup {_POLICED} ct status dnat jump handed_over
-    meta iifgroup {_POLICED} jump from_guest
+    meta iifgroup {POLICED} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    meta iifgroup {POLICED} ct status dnat jump handed_over
+    meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} goto taken_over
+    meta iifgroup {POLICED} jump from_guest
     iifname != "lo" meta l4proto . th dport @doors counter name invalid drop
   }}
   chain output {{
     type filter hook output priority filter; policy accept;
     meta oifgroup {GROUP_RETIRED:#x} counter name retired drop
-    meta oifgroup {_POLICED} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-    meta oifgroup {_POLICED} jump to_guest
+    meta oifgroup {POLICED} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+{ANSWER_RULES}    meta oifgroup {POLICED} jump to_guest
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
@@ -335,7 +351,8 @@ _BRIDGE_CHAINS = f"""
 
 def _body() -> str:
     return (
-        f"table inet {TABLE} {{{_IDENTITY_SETS}{_group_sets()}{_INET_CHAINS}{_IDENTITY_CHAINS}}}\n"
+        f"table inet {TABLE} {{{_IDENTITY_SETS}{_group_sets()}"
+        f"{_INET_CHAINS}{_ASKING_CHAIN}{TAKING_CHAINS}{_IDENTITY_CHAINS}}}\n"
         f"{_ARP_TABLE}"
         f"table bridge {TABLE} {{{_IDENTITY_SETS}{_IDENTITY_CHAINS}{_BRIDGE_CHAINS}}}\n"
     )

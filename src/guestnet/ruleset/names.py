@@ -14,6 +14,15 @@ GROUP_PORT = 0x676E7420  # a guest's port on a bridge: identity is checked here
 GROUP_RETIRED = 0x676E74F0  # detached, waiting to be deleted: nothing passes
 GROUP_POLICED_MASK = 0xFFFFFFF0
 
+#: nft's words for "is one of the devices where policy is checked", and for the others.
+POLICED = f"and {GROUP_POLICED_MASK:#x} == {GROUP_ROUTED:#x}"
+NOT_POLICED = f"and {GROUP_POLICED_MASK:#x} != {GROUP_ROUTED:#x}"
+
+#: Marks of guests' packets on their way in where the gateway takes over what a policy allows (see
+#: `relayed`), and of what the gateway answers for others. The first byte is that of our routes'
+#: protocol; the higher ones are left to tools that use bits of the mark.
+MARK_ASKED, MARK_TAKEN, MARK_ANSWER = 0xE6, 0xE7, 0xE8
+
 #: The prefix of device names that guestnet chooses, as nft and iptables both match it.
 DEVICE_PREFIX = "gn"
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..policy import embed_ranges
 from .names import TABLE
+from .relayed import Manner, manner_text
 from .sets import range4, range6
 
 Address = IPv4Address | IPv6Address
@@ -53,6 +54,8 @@ class Doors:
     relay_tcp: int
     resolver_udp: int
     resolver_tcp: int
+    #: Where there is one: the relayed manner's, whose datagrams keep their destination.
+    relay_udp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +100,16 @@ def _less(pool: Network, hole: Network) -> Iterator[Network]:
 
 
 def places_text(
-    networks: Iterable[NetworkPlaces], host: Iterable[Address], doors: Doors | None = None
+    networks: Iterable[NetworkPlaces],
+    host: Iterable[Address],
+    doors: Doors | None = None,
+    manner: Manner = Manner.FORWARDED,
 ) -> str:
-    """One transaction that makes the machine's sets say exactly this."""
+    """One transaction that makes the machine's sets say exactly this.
+
+    In the relayed manner nothing leaves by an egress interface, whatever networks name.
+    """
+    host = list(host)
     members: dict[str, list[str]] = {name: [] for name in _SETS}
     for network in networks:
         _network_members(network, members)
@@ -117,6 +127,8 @@ def places_text(
             f"udp . {doors.resolver_udp}",
             f"tcp . {doors.resolver_tcp}",
         ]
+    if manner is Manner.RELAYED:
+        members["leave4"] = members["leave6"] = []
     lines = []
     for name, listed in members.items():
         kind = "map" if name in _MAPS else "set"
@@ -124,7 +136,8 @@ def places_text(
         if listed:
             joined = ", ".join(dict.fromkeys(listed))
             lines.append(f"add element inet {TABLE} {name} {{ {joined} }}")
-    return "\n".join(lines) + "\n"
+    datagrams = doors.relay_udp if doors is not None else None
+    return "\n".join(lines) + "\n" + manner_text(manner, host, datagrams)
 
 
 def _network_members(network: NetworkPlaces, members: dict[str, list[str]]) -> None:

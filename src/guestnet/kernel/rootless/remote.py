@@ -183,6 +183,7 @@ class RootlessSite:
     delete_flows = _remote(NamespaceSite.delete_flows)
     forget_refusals = _remote(NamespaceSite.forget_refusals)
     remove_tables = _remote(NamespaceSite.remove_tables)
+    steer = _remote(NamespaceSite.steer)
     set_sysctls = _remote(NamespaceSite.set_sysctls)
     restore_sysctls = _remote(NamespaceSite.restore_sysctls)
     forwarding_changes = _remote(NamespaceSite.forwarding_changes)

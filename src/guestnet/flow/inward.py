@@ -1,0 +1,136 @@
+"""Packets to a guest in the name of somebody else: answers, and errors about what it sent.
+
+Each is whole, from the IP header on (RFC 791, 8200, 768, 792, 4443), as a raw socket sends it; the
+kernel fills in IPv4's checksum and identification (raw(7)).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+Address = IPv4Address | IPv6Address
+
+UDP, ICMP, ICMP6 = 17, 1, 58
+#: Echo requests and replies: by IP version.
+ECHO_REQUEST, ECHO_REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
+#: (type, code) of "port unreachable", and of "fragmentation needed" or "packet too big".
+PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
+TOO_BIG = {4: (3, 4), 6: (2, 0)}
+#: Of a datagram, what an error about it quotes; any host recognises its flow by that.
+QUOTED_BYTES = 512
+_HOPS = 64
+_FRAGMENT, _MORE = 44, 0x2000
+_HEAD_BYTES = {4: 20, 6: 40}
+
+
+class Inward:
+    """What a guest's flow looks like from the other end: `here` answers `guest`.
+
+    Ports are those of UDP; for pings the guest's is the identifier, and the other is ignored.
+    """
+
+    __slots__ = ("_guest", "_guest_port", "_here", "_here_port", "_sum", "_version")
+
+    def __init__(self, here: Address, here_port: int, guest: Address, guest_port: int) -> None:
+        self._here, self._here_port = here, here_port
+        self._guest, self._guest_port = guest, guest_port
+        self._version = here.version
+        # What of a UDP checksum is the same each time: the pseudo header and the ports.
+        ends = int.from_bytes(here.packed, "big") + int.from_bytes(guest.packed, "big")
+        self._sum = ends + UDP + here_port + guest_port
+
+    def datagram(self, data: bytes) -> bytes:
+        """An answer to the guest's datagrams."""
+        size = 8 + len(data)
+        number = int.from_bytes(data, "big") << 8 * (len(data) & 1)
+        # The sum of 16-bit words is the number itself modulo 65535, as 2**16 is 1 there.
+        check = 65535 - (self._sum + 2 * size + number) % 65535
+        head = struct.pack("!HHHH", self._here_port, self._guest_port, size, check)
+        return self._header(UDP, size) + head + data
+
+    def echo_reply(self, rest: bytes) -> bytes:
+        """An answer to a ping; `rest` is what follows the identifier: sequence and payload."""
+        kind = ECHO_REPLY[self._version]
+        return self._icmp(struct.pack("!BBHH", kind, 0, 0, self._guest_port) + rest)
+
+    def error(self, kind: int, code: int, info: int, quoted: bytes, *, echo: bool = False) -> bytes:
+        """An ICMP error about what the guest sent; `info` is an MTU, or 0."""
+        if echo:
+            head = struct.pack("!BBHH", ECHO_REQUEST[self._version], 0, 0, self._guest_port)
+            protocol = ICMP if self._version == 4 else ICMP6
+        else:
+            size = min(8 + len(quoted), 65535)
+            head = struct.pack("!HHHH", self._guest_port, self._here_port, size, 0)
+            protocol = UDP
+        sent = head + quoted[:QUOTED_BYTES]
+        about = self._header(protocol, len(sent), to_guest=False) + sent
+        word = struct.pack("!I", info & (0xFFFF if self._version == 4 else 0xFFFFFFFF))
+        return self._icmp(struct.pack("!BBH", kind, code, 0) + word + about)
+
+    def _icmp(self, message: bytes) -> bytes:
+        low = self._version == 4
+        head = self._header(ICMP if low else ICMP6, len(message))
+        # ICMPv6's checksum covers a pseudo header, ICMP's does not.
+        ends = (
+            0
+            if low
+            else len(message)
+            + ICMP6
+            + sum(int.from_bytes(each.packed, "big") for each in (self._here, self._guest))
+        )
+        number = int.from_bytes(message, "big") << 8 * (len(message) & 1)
+        check = 65535 - (ends + number) % 65535
+        return head + message[:2] + struct.pack("!H", check) + message[4:]
+
+    def _header(self, protocol: int, size: int, *, to_guest: bool = True) -> bytes:
+        ends = (self._here, self._guest) if to_guest else (self._guest, self._here)
+        if self._version == 6:
+            words = struct.pack("!IHBB", 6 << 28, size, protocol, _HOPS)
+            return words + ends[0].packed + ends[1].packed
+        words = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, _HOPS, protocol, 0)
+        header = words + ends[0].packed + ends[1].packed
+        check = 65535 - int.from_bytes(header, "big") % 65535
+        return header[:10] + struct.pack("!H", check) + header[12:]
+
+
+def fragments(packet: bytes, size: int, number: int) -> Iterator[bytes]:
+    """A packet in pieces of at most `size` bytes each, which bear the identification `number`."""
+    version = packet[0] >> 4
+    head, body = packet[: _HEAD_BYTES[version]], packet[_HEAD_BYTES[version] :]
+    room = (size - len(head) - (8 if version == 6 else 0)) & ~7
+    for start in range(0, len(body), room):
+        part = body[start : start + room]
+        more = start + room < len(body)
+        if version == 4:
+            place = start // 8 | (_MORE if more else 0)
+            yield (
+                head[:2]
+                + struct.pack("!HHH", 20 + len(part), number & 0xFFFF, place)
+                + head[8:]
+                + part
+            )
+        else:
+            place = start | more
+            yield (
+                head[:4]
+                + struct.pack("!HB", 8 + len(part), _FRAGMENT)
+                + head[7:]
+                + struct.pack("!BBHI", head[6], 0, place, number & 0xFFFFFFFF)
+                + part
+            )
+
+
+def read_echo_request(data: bytes, version: int) -> tuple[int, bytes] | None:
+    """(identifier, sequence and payload) of an echo request; None for anything else."""
+    if len(data) < 8 or data[0] != ECHO_REQUEST[version] or data[1] != 0:
+        return None
+    return int.from_bytes(data[4:6], "big"), data[6:]
+
+
+def read_echo_reply(data: bytes, version: int) -> bytes | None:
+    """Sequence and payload of an echo reply, as a ping socket gives it; None for anything else."""
+    if len(data) < 8 or data[0] != ECHO_REPLY[version]:
+        return None
+    return data[6:]

@@ -1,0 +1,115 @@
+"""The relayed manner: what a policy allows goes to the gateway, and nothing is forwarded outward.
+
+It is the site's, not a policy's: the same chains decide in both manners. Where the forwarded manner
+asks them on the way out, this one asks on the way in, before routing:
+
+1. *relayed* lets go by what stays within the site: packets to the site itself, to guests, and the
+   answers of flows that others began with a guest. What is to go to addresses of the host that the
+   site is not (a private namespace) is taken at once: only the gateway can tell them.
+2. *asking* marks the packet and asks the guest's policy. A refusal is what it is elsewhere; where
+   the policy says `leave`, that chain sees the mark, sets another (taken) and accepts.
+3. What is taken is redirected (TCP, when a connection begins) or delivered to this machine by a
+   route for its mark: datagrams to the gateway's door with their destination as it was (TPROXY),
+   echo requests to its raw sockets. Anything else is refused, as is all while there is no gateway.
+   Later datagrams of a flow are taken without being asked about: the gateway has decided the flow.
+
+The gateway's answers bear a mark as well, and pass to guests only, where they must belong to a
+flow that the guest began. Pings are answered by the gateway alone, not by the kernel in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+
+from .names import MARK_ANSWER, MARK_ASKED, MARK_TAKEN, NOT_POLICED, POLICED, TABLE
+
+Address = IPv4Address | IPv6Address
+
+
+class Manner(StrEnum):
+    """What becomes of a flow that is allowed by address."""
+
+    FORWARDED = "forwarded"
+    RELAYED = "relayed"
+
+
+#: Chains that the site's places fill: what is asked about on its way in, and how it is taken.
+RELAYED, TAKE = "relayed", "take"
+_ECHO = "echo-request"
+
+#: The constant part. `jump` and not `goto`: what falls through is refused.
+TAKING_CHAINS = f"""
+  chain {RELAYED} {{
+  }}
+  chain {TAKE} {{
+  }}
+  chain redirect_taken {{
+    type nat hook prerouting priority dstnat - 1; policy accept;
+    meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} meta l4proto tcp \
+redirect to :meta l4proto map @relay_door
+  }}
+  chain ask {{
+    type filter hook prerouting priority dstnat + 1; policy accept;
+    meta iifgroup {POLICED} jump {RELAYED}
+  }}
+  chain take_asked {{
+    type filter hook prerouting priority dstnat + 2; policy accept;
+    meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} ct status dnat accept
+    meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} jump {TAKE}
+    meta iifgroup {POLICED} meta mark {{ {MARK_ASKED:#x}, {MARK_TAKEN:#x} }} goto refuse_egress
+  }}
+  chain taken_over {{
+    ip saddr . ip saddr != @live4 counter name unleased drop
+    ip6 saddr . ip6 saddr != @live6 counter name unleased drop
+    accept
+  }}
+"""
+
+#: In the output hook, before a guest's ingress.
+ANSWER_RULES = f"""\
+    meta mark {MARK_ANSWER:#x} meta oifgroup {NOT_POLICED} drop
+    meta oifgroup {POLICED} meta mark != {MARK_ANSWER:#x} icmp type echo-reply \
+fib saddr type != local drop
+    meta oifgroup {POLICED} meta mark != {MARK_ANSWER:#x} icmpv6 type echo-reply \
+fib saddr type != local drop
+"""
+
+
+def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) -> str:
+    """What the places say about the manner; `datagrams` is the port of the gateway's UDP door."""
+    chains: dict[str, list[str]] = {TAKE: [], RELAYED: []}
+    if datagrams is not None:
+        chains[TAKE] = [
+            f"meta l4proto udp tproxy to :{datagrams} accept",
+            f"icmp type {_ECHO} accept",
+            f"icmpv6 type {_ECHO} accept",
+        ]
+    if manner is Manner.RELAYED:
+        chains[RELAYED] = _relayed(list(host))
+    lines = []
+    for name, rules in chains.items():
+        lines.append(f"flush chain inet {TABLE} {name}")
+        lines += [f"add rule inet {TABLE} {name} {rule}" for rule in rules]
+    return "\n".join(lines) + "\n"
+
+
+def _relayed(host: list[Address]) -> list[str]:
+    take = f"meta mark set {MARK_TAKEN:#x} accept"
+    low = ", ".join(str(each) for each in host if each.version == 4)
+    high = ", ".join(str(each) for each in host if each.version == 6)
+    return [
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+        "fib daddr type local accept",
+        "ip daddr @guests4 accept",
+        "ip6 daddr @guests6 accept",
+        "ct state vmap { invalid : goto invalid, untracked : goto invalid }",
+        "ct direction reply accept",
+        # A guest's errors about flows of its own end here: the other end is the gateway.
+        "ct state related drop",
+        f"ct state established {take}",
+        *([f"ip daddr {{ {low} }} {take}"] if low else []),
+        *([f"ip6 daddr {{ {high} }} {take}"] if high else []),
+        "goto asking",
+    ]
