@@ -42,6 +42,11 @@ class Packet:
         """4 or 6."""
         return self.source.version
 
+    @property
+    def is_timestamp(self) -> bool:
+        """Whether its ICMP asks for the time; all other ICMP asks for an echo."""
+        return self.protocol == ICMPV4 and self.mark % 4 == 0
+
     def __str__(self) -> str:
         names = {TCP: "tcp", UDP: "udp", ICMPV4: "icmpv4", ICMPV6: "icmpv6"}
         name = names.get(self.protocol, f"protocol {self.protocol}")
@@ -69,7 +74,7 @@ class Packet:
             words = struct.pack("!HHHH", source_port, self.port, 8 + len(body), 0) + body
             return self._with_checksum(words, 6, pseudo=True)
         if self.protocol == ICMPV4:
-            kind = _TIMESTAMP if self.mark % 4 == 0 else _ECHO_REQUEST_4
+            kind = _TIMESTAMP if self.is_timestamp else _ECHO_REQUEST_4
             words = struct.pack("!BBHHH", kind, 0, 0, self.mark & 0xFFFF, 1) + body[:12]
             return self._with_checksum(words, 2, pseudo=self.version == 6)
         if self.protocol == ICMPV6:

@@ -35,6 +35,7 @@ from ..policy import (
     has_names,
     suggest,
 )
+from ..ruleset.relayed import GIVEN_UP
 from .ledger import Ledger, read_policy
 from .seen import Seen
 
@@ -256,6 +257,9 @@ class Explainer:
         if allowed.group is Group.GUESTS:
             reason = f"`{allowed.text}` allows it, but no guest has the address {peer}"
             return Verdict(Action.DENY, None, "unleased", allowed.group, reason)
+        if any(peer in network for network in GIVEN_UP):
+            reason = f"`{allowed.text}` allows it, but addresses like {peer} were given up"
+            return Verdict(Action.DENY, None, "relayed", allowed.group, reason)
         if kind is Protocol.ANY:
             reason = f"`{allowed.text}` allows it, but the gateway relays TCP, UDP and pings only"
             return Verdict(Action.DENY, None, "relayed", allowed.group, reason)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from .names import MARK_ANSWER, MARK_ASKED, MARK_TAKEN, NOT_POLICED, POLICED, TABLE
 
@@ -38,6 +38,9 @@ class Manner(StrEnum):
 #: Chains that the site's places fill: what is asked about on its way in, and how it is taken.
 RELAYED, TAKE = "relayed", "take"
 _ECHO = "echo-request"
+#: IPv4-compatible and site-local addresses, both given up (RFC 4291 section 2.5.5.1, RFC 3879). The
+#: kernel redirects no connection to them, as no address here has their scope: refused aloud.
+GIVEN_UP = (IPv6Network("::/96"), IPv6Network("fec0::/10"))
 
 #: The constant part. `jump` and not `goto`: what falls through is refused.
 TAKING_CHAINS = f"""
@@ -109,6 +112,7 @@ def _relayed(host: list[Address]) -> list[str]:
         # A guest's errors about flows of its own end here: the other end is the gateway.
         "ct state related drop",
         f"ct state established {take}",
+        f"ip6 daddr {{ {', '.join(map(str, GIVEN_UP))} }} goto refuse_egress",
         *([f"ip daddr {{ {low} }} {take}"] if low else []),
         *([f"ip6 daddr {{ {high} }} {take}"] if high else []),
         "goto asking",
