@@ -177,6 +177,8 @@ table inet witness {
   chain note {
     ct direction reply return
     meta skuid 65534 return
+    ct state invalid,untracked meta nfproto ipv4 update @passed4 { ip daddr . @nh,32,16 } return
+    ct state invalid,untracked meta nfproto ipv6 update @passed6 { ip6 daddr . @nh,16,16 } return
     meta nfproto ipv4 update @passed4 { ct original ip daddr . @nh,32,16 }
     meta nfproto ipv6 update @passed6 { ct original ip6 daddr . @nh,16,16 }
   }

@@ -31,6 +31,7 @@ TURN = 64
 _MAX_BYTES = 65535
 
 Peer = tuple[str, int]
+_NOBODY: Peer = ("", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ class Problem:
     info: int
     #: The payload it is about, or its beginning.
     about: bytes
+    #: Whether this machine said it, and nobody on the way.
+    is_local: bool = False
 
 
 class Hears(Protocol):
@@ -108,10 +111,11 @@ class Outward:
             except BlockingIOError:
                 return False  # the uplink does not keep up: it is lost, as it would be there
             except OSError as error:
-                # An error about an earlier datagram comes in the way of this one, once.
-                self._hear_problems()
-                if error.errno == errno.EMSGSIZE and in_pieces and not self._closed:
+                if error.errno == errno.EMSGSIZE and in_pieces:
+                    self._hear_problems(_NOBODY)  # the guest is not to learn of it
                     return self._send_in_pieces(data, peer)
+                # An error about an earlier datagram comes in the way of this one, once.
+                self._hear_problems(peer)
                 if error.errno == errno.EMSGSIZE or attempt == 2 or self._closed:
                     return False
             else:
@@ -161,7 +165,8 @@ class Outward:
                 known.heard(data)
         self._reactor.call_soon(self._hear)
 
-    def _hear_problems(self) -> None:
+    def _hear_problems(self, sending_to: Peer | None = None) -> None:
+        """Read the error queue; a local error does not always say which peer it is about."""
         for _turn in range(_ERRORS_TURN):
             if self._closed:
                 return
@@ -171,9 +176,11 @@ class Outward:
                 )
             except OSError:
                 return
-            known = self.peers.get(peer[:2]) if peer else None
             problem = self._problem(ancillary, data)
-            if known is not None and problem is not None:
+            if problem is None:
+                continue
+            known = self.peers.get(sending_to if problem.is_local and sending_to else peer[:2])
+            if known is not None:
                 known.failed(problem)
 
     def _problem(self, ancillary: list[tuple[int, int, bytes]], data: bytes) -> Problem | None:
@@ -184,7 +191,7 @@ class Outward:
                     said
                 )
                 if origin == _ORIGIN_LOCAL and number == errno.EMSGSIZE:
-                    return Problem(*TOO_BIG[self._version], info, data)
+                    return Problem(*TOO_BIG[self._version], info, data, is_local=True)
                 if origin in (_ORIGIN_ICMP, _ORIGIN_ICMP6):
                     mtu = info if number == errno.EMSGSIZE else 0
                     return Problem(icmp_type, code, mtu, data)

@@ -1,0 +1,472 @@
+"""Datagrams and pings where a site relays every flow: as they are forwarded, but for one address.
+
+What arrives at the far servers, what comes back and from whom, what does not, and where it ends.
+Times and caps are tried on the doors themselves, with rules of their own and no host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from guestnet.host import Host
+from guestnet.kernel.steering import TABLE
+from guestnet.model import Attachment, Decision
+from guestnet.ruleset import Manner
+from lab.addresses import (
+    ALLOWED,
+    FORBIDDEN,
+    METADATA,
+    PRIVATE,
+    RESOLVER,
+    ROUTER_IPV4,
+    ROUTER_IPV6,
+    SITE_IPV4,
+    SITE_IPV6,
+    UPLINK,
+)
+from lab.netns import Namespace
+from lab.servers import ECHO
+from lab.world import World
+
+if TYPE_CHECKING:
+    from .hostile import Answer, Door, answers, assert_open, doors, knock
+else:
+    from hostile import Answer, Door, answers, assert_open, doors, knock
+
+pytestmark = pytest.mark.root
+
+Address = IPv4Address | IPv6Address
+T = TypeVar("T")
+
+PATIENCE_S = 20.0
+SILENCE_S = 0.5
+BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
+#: A port at which nobody listens.
+NOBODY = 9999
+
+
+def at(server: Any, version: int) -> Address:
+    found: Address = server.ipv4 if version == 4 else server.ipv6
+    return found
+
+
+def family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6
+
+
+def eventually(found: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (result := found()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+    return result
+
+
+class Stage:
+    """A world whose site relays every flow."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        self.world, self.host = world, host
+        self._number = 0
+
+    @contextlib.contextmanager
+    def guest(self, policy: str) -> Iterator[Guest]:
+        self._number += 1
+        id = f"vm-{self._number}"
+        namespace = self.world.add_guest(id)
+        attachment = self.host.attach(id, netns=str(namespace.path), policy=policy)
+        yield Guest(self, attachment, namespace)
+        self.host.detach(id)
+        namespace.delete()
+
+
+class Guest:
+    """One guest, its sockets and what was decided about it."""
+
+    def __init__(self, stage: Stage, attachment: Attachment, namespace: Namespace) -> None:
+        self._stage = stage
+        self.attachment = attachment
+        self.namespace = namespace
+
+    @property
+    def id(self) -> str:
+        return self.attachment.guest
+
+    def address(self, version: int) -> Address:
+        own = self.attachment.ipv4 if version == 4 else self.attachment.ipv6
+        assert own is not None
+        return own.ip
+
+    def socket(self, version: int, port: int = 0) -> socket.socket:
+        with self.namespace.enter():
+            made = socket.socket(family(version), socket.SOCK_DGRAM)
+        made.bind(("", port))
+        made.settimeout(PATIENCE_S)
+        return made
+
+    def decisions(self, **wanted: Any) -> list[Decision]:
+        return [
+            decision
+            for decision in self._stage.host.decisions(self.id)
+            if all(getattr(decision, key) == value for key, value in wanted.items())
+        ]
+
+    def decided(self, **wanted: Any) -> Decision:
+        return eventually(lambda: self.decisions(**wanted))[-1]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    state = tmp_path_factory.mktemp("relayed")
+    with World() as world:
+        world.site.sysctl("ipv4.ping_group_range", "0 65534")
+        with Host.open(state, site=world.site.path, manner=Manner.RELAYED) as host:
+            host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
+            made = Stage(world, host)
+            with made.guest("none"):
+                pass  # the gateway runs from the first guest on, and is no test's leftover
+            yield made
+
+
+GuestOf = Callable[[str], Guest]
+
+
+@pytest.fixture
+def guest_of(stage: Stage) -> Iterator[GuestOf]:
+    with contextlib.ExitStack() as stack:
+        yield lambda policy: stack.enter_context(stage.guest(policy))
+
+
+def exchange(udp: socket.socket, data: bytes, address: Address, port: int = ECHO) -> Any:
+    """Send, and return what comes back; it must come from there."""
+    udp.sendto(data, (str(address), port))
+    answer, source = udp.recvfrom(70000)
+    assert source[:2] == (str(address), port)
+    return answer
+
+
+@contextlib.contextmanager
+def far(world: World, address: Address, port: int) -> Iterator[socket.socket]:
+    """A socket of the internet's."""
+    with world.internet.enter():
+        made = socket.socket(family(address.version), socket.SOCK_DGRAM)
+    with made:
+        made.bind((str(address), port))
+        made.settimeout(PATIENCE_S)
+        yield made
+
+
+def is_silent(udp: socket.socket) -> bool:
+    return not select.select([udp], [], [], SILENCE_S)[0]
+
+
+# -- what is allowed works ---------------------------------------------------------------------
+
+
+def test_all_that_is_public_answers_and_nothing_else(guest_of: GuestOf) -> None:
+    guest = guest_of("public")
+    assert_open(guest.namespace, doors(ALLOWED.addresses))
+    closed = doors((*PRIVATE.addresses, *METADATA.addresses, SITE_IPV4.ip, SITE_IPV6.ip))
+    heard = answers(knock(guest.namespace, closed))
+    for door in closed:
+        refused = Answer.REFUSED if door.protocol == "tcp" else Answer.SILENT
+        assert heard[str(door)] is refused, door
+
+
+def test_nothing_leaves_by_itself(stage: Stage, guest_of: GuestOf) -> None:
+    guest = guest_of("all")
+    site = {SITE_IPV4.ip, SITE_IPV6.ip, ROUTER_IPV4.ip, ROUTER_IPV6.ip}
+    with stage.world.capture("ip or ip6") as capture:
+        assert_open(guest.namespace, doors((*ALLOWED.addresses, *PRIVATE.addresses)))
+        sent = [frame for frame in capture.frames() if frame.outgoing]
+    assert sent
+    for frame in sent:
+        raw = frame.data[14:]
+        version = raw[0] >> 4
+        source = ip_address(raw[12:16] if version == 4 else raw[8:24])
+        assert source in site or source.is_link_local
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 1200, 1472, 5000, 65000])
+def test_a_datagram_of_any_size(guest_of: GuestOf, version: int, size: int) -> None:
+    guest = guest_of("public")
+    data = bytes(index % 251 for index in range(size))
+    with guest.socket(version) as udp:
+        assert exchange(udp, data, at(ALLOWED, version)) == data
+
+
+@BOTH
+def test_an_empty_datagram(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    guest = guest_of("public")
+    target = at(ALLOWED, version)
+    with far(stage.world, target, 5000) as peer, guest.socket(version) as udp:
+        udp.sendto(b"", (str(target), 5000))
+        data, outside = peer.recvfrom(100)
+        assert data == b""
+        peer.sendto(b"", outside)
+        assert udp.recvfrom(100)[0] == b""
+
+
+@BOTH
+def test_an_endpoint_is_one_port_outside_whoever_it_talks_to(
+    stage: Stage, guest_of: GuestOf, version: int
+) -> None:
+    guest = guest_of("public")
+    began = time.monotonic()
+    with guest.socket(version) as udp, guest.socket(version) as other:
+        for server in (ALLOWED, FORBIDDEN, RESOLVER):
+            exchange(udp, b"one", at(server, version))
+        exchange(other, b"two", at(ALLOWED, version))
+    found = [a for a in stage.world.arrivals(kind="udp", port=ECHO) if a.at_s >= began]
+    ports = [arrival.client_port for arrival in found]
+    assert len(found) == 4
+    assert len(set(ports[:3])) == 1
+    assert ports[3] != ports[0]
+
+
+@BOTH
+def test_only_a_peer_that_was_sent_to_is_heard(
+    stage: Stage, guest_of: GuestOf, version: int
+) -> None:
+    guest = guest_of("public")
+    address, stranger = at(ALLOWED, version), at(FORBIDDEN, version)
+    with (
+        far(stage.world, address, 5001) as peer,
+        far(stage.world, address, 5002) as same_host,
+        far(stage.world, stranger, 5001) as other_host,
+        guest.socket(version) as udp,
+    ):
+        udp.sendto(b"hello", (str(address), 5001))
+        data, outside = peer.recvfrom(100)
+        assert data == b"hello"
+        for wrong in (same_host, other_host):
+            wrong.sendto(b"forged", outside)
+        peer.sendto(b"right", outside)
+        assert udp.recv(100) == b"right"
+        assert is_silent(udp)
+        udp.sendto(b"you too", (str(stranger), 5001))
+        assert other_host.recvfrom(100) == (b"you too", outside)
+        other_host.sendto(b"now", outside)
+        assert udp.recvfrom(100)[0] == b"now"
+
+
+@BOTH
+def test_guests_with_the_same_ports(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    guests = [guest_of("public") for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(guest.socket(version, port=4444)) for guest in guests]
+        for number, udp in enumerate(sockets):
+            udp.sendto(b"guest %d" % number, (str(at(ALLOWED, version)), ECHO))
+        for number, udp in enumerate(sockets):
+            assert udp.recv(100) == b"guest %d" % number
+            assert is_silent(udp)
+
+
+@BOTH
+def test_a_ping_answers_with_what_was_sent(guest_of: GuestOf, version: int) -> None:
+    guest = guest_of("public")
+    target = str(at(ALLOWED, version))
+    shown = guest.namespace.run(["ping", "-c3", "-i0.2", "-W5", "-s1000", "-p5a", target]).stdout
+    assert "3 received" in shown
+    assert "duplicates" not in shown
+    assert "wrong data" not in shown
+    assert guest.attachment is not None
+
+
+def test_questions_to_the_resolver_itself(guest_of: GuestOf) -> None:
+    guest = guest_of("allow@dns")
+    for resolver in RESOLVER.addresses:
+        argv = ["dig", f"@{resolver}", "+short", "+tries=1", "+time=10", ALLOWED.name]
+        assert guest.namespace.run(argv).stdout.strip() == str(ALLOWED.ipv4)
+    assert answers(knock(guest.namespace, doors(RESOLVER.addresses, tcp=None, icmp=False))) == {
+        str(door): Answer.SILENT for door in doors(RESOLVER.addresses, tcp=None, icmp=False)
+    }
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_datagrams_follow_the_pins(guest_of: GuestOf, version: int) -> None:
+    guest = guest_of(f"allow@{ALLOWED.name}")
+    target = at(ALLOWED, version)
+    with guest.socket(version) as udp:
+        udp.sendto(b"too early", (str(target), ECHO))
+        assert is_silent(udp)
+        kind = "A" if version == 4 else "AAAA"
+        argv = ["dig", "@1.1.1.1", "+short", "+tries=1", "+time=10", ALLOWED.name, kind]
+        assert guest.namespace.run(argv).stdout.strip() == str(target)
+        assert exchange(udp, b"now", target) == b"now"
+        assert_open(guest.namespace, [Door("icmp", target)])
+        udp.sendto(b"another", (str(at(FORBIDDEN, version)), ECHO))
+        assert is_silent(udp)
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_closed_port_says_so(guest_of: GuestOf, version: int) -> None:
+    guest = guest_of("public")
+    with guest.socket(version) as udp:
+        udp.connect((str(at(ALLOWED, version)), NOBODY))
+        udp.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            udp.recv(100)
+
+
+@BOTH
+def test_a_path_that_is_too_small_says_so(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    """What the guest sends whole is never cut up here: its own discovery learns the size."""
+    guest = guest_of("public")
+    target = at(ALLOWED, version)
+    level, discover, mtu = (0, 10, 14) if version == 4 else (41, 23, 24)
+    try:
+        stage.world.site.ip(f"route add {target} via {at_router(version)} dev {UPLINK} mtu 1300")
+        with guest.socket(version) as udp:
+            udp.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
+            udp.connect((str(target), ECHO))
+            udp.send(b"x" * 1400)
+            eventually(lambda: udp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            eventually(lambda: udp.getsockopt(level, mtu) == 1300)
+            with pytest.raises(OSError, match="too long"):
+                udp.send(b"x" * 1400)
+            udp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what the error message left
+            udp.setsockopt(level, discover, 0)  # in pieces, if the sender says so
+            udp.send(b"y" * 1400)
+            assert udp.recv(2000) == b"y" * 1400
+    finally:
+        stage.world.site.ip(f"route del {target}")
+
+
+def at_router(version: int) -> Address:
+    return ROUTER_IPV4.ip if version == 4 else ROUTER_IPV6.ip
+
+
+# -- ends --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_another_policy_cuts_at_once(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    guest = guest_of("public")
+    target = at(ALLOWED, version)
+    with far(stage.world, target, 5003) as peer, guest.socket(version) as udp:
+        udp.sendto(b"in", (str(target), 5003))
+        outside = peer.recvfrom(100)[1]
+        stage.host.set_policy(guest.id, "private")
+        assert guest.decided(protocol="udp").reason == "the policy was changed"
+        peer.sendto(b"late", outside)
+        udp.sendto(b"once more", (str(target), 5003))
+        assert is_silent(udp)
+        assert is_silent(peer)
+        stage.host.set_policy(guest.id, "public")
+        assert exchange(udp, b"again", target) == b"again"
+
+
+@BOTH
+def test_what_both_policies_allow_goes_on(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    guest = guest_of("public")
+    target = at(ALLOWED, version)
+    with far(stage.world, target, 5004) as peer, guest.socket(version) as udp:
+        udp.sendto(b"before", (str(target), 5004))
+        outside = peer.recvfrom(100)[1]
+        stage.host.set_policy(guest.id, "public,private")
+        peer.sendto(b"unasked", outside)
+        assert udp.recv(100) == b"unasked"
+        udp.sendto(b"after", (str(target), 5004))
+        assert peer.recvfrom(100) == (b"after", outside)
+
+
+@BOTH
+def test_a_guest_that_is_gone_hears_nothing(stage: Stage, version: int) -> None:
+    target = at(ALLOWED, version)
+    with far(stage.world, target, 5005) as peer:
+        with stage.guest("public") as guest, guest.socket(version) as udp:
+            udp.sendto(b"x" * 77, (str(target), 5005))
+            outside = peer.recvfrom(100)[1]
+        flow = guest.decided(protocol="udp", port=5005)
+        assert (flow.verdict, flow.bytes_up, flow.bytes_down) == ("allow", 77, 0)
+        peer.sendto(b"late", outside)  # whoever has that port next must not get it
+        peer.setblocking(False)
+        with pytest.raises(OSError):  # noqa: PT011 - refused, or nothing there
+            peer.recv(100)
+
+
+def test_a_gateway_that_dies_loses_nothing_for_long(world: World, tmp_path: Path) -> None:
+    opened = Host.open(tmp_path / "state", site=world.site.path, manner=Manner.RELAYED)
+    with opened as host, Stage(world, host).guest("public") as guest, guest.socket(4) as udp:
+        gateway = host._relays.gateway
+        assert gateway is not None
+        assert exchange(udp, b"before", at(ALLOWED, 4)) == b"before"
+        first, process = gateway.pid, gateway._process
+        assert process is not None
+        process.kill()
+        eventually(lambda: gateway.pid not in (None, first))
+        udp.settimeout(1)
+
+        def again() -> bool:
+            with contextlib.suppress(TimeoutError):
+                return bool(exchange(udp, b"after", at(ALLOWED, 4)) == b"after")
+            return False
+
+        assert eventually(again)
+
+
+# -- beside it ---------------------------------------------------------------------------------
+
+
+def test_guests_reach_each_other_as_their_policies_say(guest_of: GuestOf) -> None:
+    asking = guest_of("allow@guests:udp")
+    open_one = guest_of("allow:ingress@guests:udp:7000")
+    sealed = guest_of("none")
+    for version in (4, 6):
+        with open_one.socket(version, 7000) as there, asking.socket(version) as udp:
+            udp.sendto(b"hello", (str(open_one.address(version)), 7000))
+            data, source = there.recvfrom(100)
+            assert (data, source[0]) == (b"hello", str(asking.address(version)))
+            there.sendto(b"back", source)
+            assert udp.recv(100) == b"back"
+        with sealed.socket(version, 7000) as there, asking.socket(version) as udp:
+            udp.sendto(b"hello", (str(sealed.address(version)), 7000))
+            assert is_silent(there)
+
+
+def test_what_the_host_opens_to_a_guest_is_answered(stage: Stage, guest_of: GuestOf) -> None:
+    guest = guest_of("allow:ingress@host:udp:7001")
+    for version in (4, 6):
+        with stage.world.site.enter():
+            udp = socket.socket(family(version), socket.SOCK_DGRAM)
+        with udp, guest.socket(version, 7001) as there:
+            udp.settimeout(PATIENCE_S)
+            udp.sendto(b"hello", (str(guest.address(version)), 7001))
+            data, source = there.recvfrom(100)
+            there.sendto(data, source)
+            assert udp.recv(100) == b"hello"
+
+
+def test_nothing_of_the_routing_is_left(tmp_path: Path) -> None:
+    with World() as world:
+        rules = world.site.run(["ip", "rule"]).stdout
+        with Host.open(tmp_path / "state", site=world.site.path, manner=Manner.RELAYED) as host:
+            host.attach("g", netns=str(world.guest.path), policy="public")
+            shown = json.loads(world.site.run(["ip", "-j", "rule"]).stdout)
+            assert [each["fwmark"] for each in shown if each["priority"] == 231] == ["0xe7"]
+            host.reconcile()
+            assert json.loads(world.site.run(["ip", "-j", "rule"]).stdout) == shown
+            host.detach("g")
+            host.remove_network("default")
+            assert world.site.run(["ip", "rule"]).stdout == rules
+            for words in (["ip"], ["ip", "-6"]):
+                shown = world.site.run([*words, "route", "show", "table", "all"]).stdout
+                assert str(TABLE) not in shown
