@@ -76,10 +76,12 @@ class Stage:
             "route add default via 172.16.0.1", "route add default via fd42::1",
         )  # fmt: skip
         rules = f"""
-            table inet doors {{ chain in {{
+            table inet doors {{
+              chain in {{
               type filter hook prerouting priority 0;
               iifname g0 meta l4proto udp tproxy to :{port} meta mark set {MARK_TAKEN} accept
-            }} }}
+              }}
+            }}
         """
         world.site.run(["nft", "-f", "-"], stdin=rules)
         with world.site.enter(), NetlinkSocket(netlink.NETLINK_ROUTE) as route:
