@@ -53,7 +53,7 @@ class Stage:
         self._stack = contextlib.ExitStack()
         self.reactor = self._stack.enter_context(Reactor(on_error=self._errors.append))
         with world.site.enter():
-            self.doorway = Doorway.open(datagrams=True)
+            (self.doorway,) = Doorway.open(1, datagrams=True)
         self._stack.callback(self.doorway.close)
         self.guests = Guests(Pins())
         self.guests.set_places(SetPlaces(sequence=1, host=(), guests=()))
@@ -100,6 +100,7 @@ class Stage:
             SetGuest(
                 sequence=sequence, guest=guest, network="net", addresses=GUESTS[guest],
                 gateways=(), policy=policy, upstreams=(), egress=(), synthetic=False,
+                stay=list(GUESTS).index(guest),
             )
         )  # fmt: skip
         self.datagrams.recheck(known)

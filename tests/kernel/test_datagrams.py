@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,6 @@ import pytest
 from guestnet.host import Host
 from guestnet.kernel.steering import TABLE
 from guestnet.model import Attachment, Decision
-from guestnet.ruleset import Manner
 from lab.addresses import (
     ALLOWED,
     FORBIDDEN,
@@ -130,7 +131,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     state = tmp_path_factory.mktemp("relayed")
     with World() as world:
         world.site.sysctl("ipv4.ping_group_range", "0 65534")
-        with Host.open(state, site=world.site.path, manner=Manner.RELAYED) as host:
+        with Host.open(state, site=world.site.path, relays_all=True) as host:
             host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
             made = Stage(world, host)
             with made.guest("none"):
@@ -284,14 +285,27 @@ def test_a_ping_answers_with_what_was_sent(guest_of: GuestOf, version: int) -> N
     assert guest.attachment is not None
 
 
-def test_questions_to_the_resolver_itself(guest_of: GuestOf) -> None:
+def test_the_gateway_is_the_resolver(guest_of: GuestOf) -> None:
     guest = guest_of("allow@dns")
+    asked = ["+short", "+tries=1", "+time=10", ALLOWED.name]
+    for resolver in (guest.attachment.gateway_ipv4, guest.attachment.gateway_ipv6):
+        assert resolver in guest.attachment.dns
+        for how in ("+notcp", "+tcp"):
+            shown = guest.namespace.run(["dig", f"@{resolver}", how, *asked]).stdout
+            assert shown.strip() == str(ALLOWED.ipv4)
+    others = doors(RESOLVER.addresses, tcp=None, udp=53, icmp=False)
+    assert set(answers(knock(guest.namespace, others)).values()) == {Answer.SILENT}
+    sealed = guest_of("none")
+    argv = ["dig", f"@{sealed.attachment.gateway_ipv4}", *asked]
+    assert sealed.namespace.run(argv).stdout.strip() == ""
+
+
+def test_other_resolvers_are_peers_like_any(guest_of: GuestOf) -> None:
+    guest = guest_of("public")
     for resolver in RESOLVER.addresses:
         argv = ["dig", f"@{resolver}", "+short", "+tries=1", "+time=10", ALLOWED.name]
         assert guest.namespace.run(argv).stdout.strip() == str(ALLOWED.ipv4)
-    assert answers(knock(guest.namespace, doors(RESOLVER.addresses, tcp=None, icmp=False))) == {
-        str(door): Answer.SILENT for door in doors(RESOLVER.addresses, tcp=None, icmp=False)
-    }
+        assert guest.namespace.run([*argv, "+tcp"]).stdout.strip() == str(ALLOWED.ipv4)
 
 
 # -- names -------------------------------------------------------------------------------------
@@ -404,15 +418,15 @@ def test_a_guest_that_is_gone_hears_nothing(stage: Stage, version: int) -> None:
 
 
 def test_a_gateway_that_dies_loses_nothing_for_long(world: World, tmp_path: Path) -> None:
-    opened = Host.open(tmp_path / "state", site=world.site.path, manner=Manner.RELAYED)
+    opened = Host.open(tmp_path / "state", site=world.site.path, relays_all=True)
     with opened as host, Stage(world, host).guest("public") as guest, guest.socket(4) as udp:
         gateway = host._relays.gateway
         assert gateway is not None
         assert exchange(udp, b"before", at(ALLOWED, 4)) == b"before"
-        first, process = gateway.pid, gateway._process
-        assert process is not None
-        process.kill()
-        eventually(lambda: gateway.pid not in (None, first))
+        first = gateway.pids
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: len(gateway.pids) == len(first) and not set(gateway.pids) & set(first))
         udp.settimeout(1)
 
         def again() -> bool:
@@ -458,7 +472,7 @@ def test_what_the_host_opens_to_a_guest_is_answered(stage: Stage, guest_of: Gues
 def test_nothing_of_the_routing_is_left(tmp_path: Path) -> None:
     with World() as world:
         rules = world.site.run(["ip", "rule"]).stdout
-        with Host.open(tmp_path / "state", site=world.site.path, manner=Manner.RELAYED) as host:
+        with Host.open(tmp_path / "state", site=world.site.path, relays_all=True) as host:
             host.attach("g", netns=str(world.guest.path), policy="public")
             shown = json.loads(world.site.run(["ip", "-j", "rule"]).stdout)
             assert [each["fwmark"] for each in shown if each["priority"] == 231] == ["0xe7"]

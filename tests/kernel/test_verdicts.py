@@ -44,7 +44,6 @@ from guestnet.policy import (
     Rule,
     parse_policy,
 )
-from guestnet.ruleset import Manner
 from lab.addresses import ROUTER_IPV4, ROUTER_IPV6, SERVERS, SITE_IPV4, SITE_IPV6, UPLINK
 from lab.netns import Namespace
 from lab.world import World
@@ -268,10 +267,10 @@ class Stage:
     """A site with guest `g` under the policy in question, and others with policies that stay."""
 
     def __init__(
-        self, world: World, state: Path, network: dict[str, object], manner: Manner
+        self, world: World, state: Path, network: dict[str, object], relays_all: bool
     ) -> None:
         self.world = world
-        self.manner = manner
+        self.relays_all = relays_all
         self._exit = ExitStack()
         world.site.ip(
             "link add docker0 type bridge", f"address add {DOCKER} dev docker0",
@@ -284,7 +283,7 @@ class Stage:
         for name, address in (("SITE_IPV4", SITE_IPV4), ("SITE_IPV6", SITE_IPV6)):
             witness = witness.replace(name, str(address.ip))
         world.site.run(["nft", "-f", "-"], stdin=witness)
-        opened = Host.open(state, site=str(world.site.path), manner=manner)
+        opened = Host.open(state, site=str(world.site.path), relays_all=relays_all)
         self.host = self._exit.enter_context(opened)
         self.host.create_network({"name": "net", "dns": DNS, "rest_s": 0, **network})
         self.guest = self.host.attach("g", network="net", netns=str(world.guest.path))
@@ -447,8 +446,7 @@ NETWORKS: dict[str, dict[str, object]] = {
 def stage(request: pytest.FixtureRequest, world: World, tmp_path: Path) -> Iterator[Stage]:
     relayed = request.param == "relayed"
     network = NETWORKS["routed" if relayed else request.param]
-    manner = Manner.RELAYED if relayed else Manner.FORWARDED
-    made = Stage(world, tmp_path / "state", network, manner)
+    made = Stage(world, tmp_path / "state", network, relayed)
     try:
         yield made
     finally:
@@ -526,7 +524,7 @@ class Dice:
             target = self.address(source.version)
             if target != source:
                 packets.append(self.flow(source, target))
-        relayed = self.stage.manner is Manner.RELAYED
+        relayed = self.stage.relays_all
         return [each for each in marked(packets) if not (relayed and each.is_timestamp)]
 
     def from_outside(self) -> list[Packet]:
@@ -580,7 +578,7 @@ def disagreements(stage: Stage, policy: Policy, seed: int) -> Iterator[Disagreem
     with stage.wire(stage.world.guest, stage.guest) as wire:
         left = stage.count("left")
         yield from compare(stage, Direction.EGRESS, "g", wire.send, dice.egress())
-        if stage.manner is Manner.RELAYED:
+        if stage.relays_all:
             assert stage.count("left") == left, "packets of the guest's own left by the uplink"
     yield from compare(stage, Direction.INGRESS, "g", stage.outside.send, dice.from_outside())
     yield from compare(stage, Direction.INGRESS, "g", stage.host_sends, dice.from_host())

@@ -245,6 +245,7 @@ class Datagrams:
         places = guests.places(guest)
         if not needs_name(guest.policy, protocol, address, port, places):
             return guests.decide(guest, address, port, None, protocol), None
+        guests.hear_siblings()
         names = guests.pins.names_of(guest.id, address, now)
         agreed = guests.decide_pinned(guest, address, port, names, protocol)
         if agreed is not None:

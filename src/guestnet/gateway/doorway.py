@@ -55,12 +55,12 @@ class Doorway:
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM):
                 opened.append(_service(kind, workers))
             if datagrams:
-                taking = _service(socket.SOCK_DGRAM, 1)
-                opened.append(taking + [()] * (workers - 1))
-                for each in taking[0]:
-                    make_transparent(each)
+                others: list[tuple[socket.socket, ...]] = [()] * (workers - 1)
+                opened.append([*_service(socket.SOCK_DGRAM, 1), *others])
+                for door in opened[-1][0]:
+                    make_transparent(door)
                 for made_by in (echo_door, answering):
-                    opened.append([raw_pair(made_by)] + [()] * (workers - 1))
+                    opened.append([raw_pair(made_by), *others])
         except BaseException:
             for each in opened:
                 for sockets in each:

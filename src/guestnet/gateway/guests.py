@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from ..address import is_synthetic, synthetic_addresses
 from ..dns import LocalRecords, Pins
 from ..policy import (
+    DNS_PORT,
     Action,
     Direction,
     FlowName,
@@ -22,6 +23,7 @@ from ..policy import (
     Verdict,
     classify,
     decide,
+    decide_question,
     has_names,
     needs_name,
     opens_address,
@@ -242,9 +244,7 @@ class Guests:
         """The machine's addresses as this guest's policy sees them."""
         if guest.places is None:
             places = self._places
-            # Without rules by name its questions go to the resolvers themselves.
-            dns = guest.gateways if has_names(guest.policy) else guest.upstreams
-            guest.places = Places(host=places.host, guests=places.guests, dns=dns)
+            guest.places = Places(host=places.host, guests=places.guests, dns=guest.gateways)
         return guest.places
 
     def needs_name(self, guest: Guest, address: Address, port: int) -> bool:
@@ -308,6 +308,17 @@ class Guests:
             return decide(guest.policy, Direction.EGRESS, protocol, address, port, places, name)
 
         return guest.decided_before((address, port, name, protocol), decide_now)
+
+    def decide_question(self, guest: Guest, name: str) -> Verdict:
+        """Whether a guest may ask for a name.
+
+        Without rules by name it may ask for any if it may reach its resolver, which we are.
+        """
+        verdict = decide_question(guest.policy, name)
+        if is_allowed(verdict) or has_names(guest.policy) or not guest.gateways:
+            return verdict
+        opened = self.decide(guest, guest.gateways[0], DNS_PORT, None, Protocol.UDP)
+        return opened if is_allowed(opened) else verdict
 
     def decide_pinned(
         self,

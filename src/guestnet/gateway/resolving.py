@@ -51,7 +51,7 @@ from ..policy import (
     Action,
     DomainTarget,
     Verdict,
-    decide_question,
+    has_names,
     opens_address,
 )
 from .asking import Asking
@@ -178,12 +178,13 @@ class Resolving:
 
     def _verdict(self, guest: Guest, name: str) -> Verdict:
         try:
-            verdict = decide_question(guest.policy, name)
+            verdict = self._guests.decide_question(guest, name)
         except ConfigError:
             return Verdict(Action.DENY, None, "no name", None, f"{name!r} is no name of a host")
         rule = guest.policy.rules[verdict.rule] if verdict.rule is not None else None
         by_name = rule is not None and isinstance(rule.target, DomainTarget)
-        if is_allowed(verdict) and not by_name and is_encrypted_resolver(name):
+        sees_names = has_names(guest.policy)
+        if sees_names and is_allowed(verdict) and not by_name and is_encrypted_resolver(name):
             return Verdict(
                 Action.DENY, None, "encrypted resolvers", None,
                 f"{name} resolves names where no rule sees them; a rule by its name allows it",

@@ -80,7 +80,7 @@ class Explainer:
         if isinstance(address, str) and not _is_address(address):
             return self._explain_name(attachment, way, kind, address, port)
         peer = _address(address)
-        resolving = self._resolving(attachment, way, kind, port)
+        resolving = self._resolving(attachment, way, kind, peer, port)
         if resolving is not None:
             return resolving
         other = self._ledger.holder_of_address(peer)
@@ -155,12 +155,23 @@ class Explainer:
         )
 
     def _resolving(
-        self, attachment: Attachment, way: Direction, kind: Protocol, port: int | None
+        self,
+        attachment: Attachment,
+        way: Direction,
+        kind: Protocol,
+        peer: Address,
+        port: int | None,
     ) -> Verdict | None:
-        """Whatever resolver a guest asks, the gateway answers, if rules by name need that."""
+        """Whatever resolver a guest asks, the gateway answers, if rules by name need that.
+
+        Where all flows are relayed it answers what it is asked itself, whatever the policy.
+        """
         if way is not Direction.EGRESS or kind not in WITH_PORTS:
             return None
         if not has_names(read_policy(attachment.policy)):
+            if self._site.relays_all and port == DNS_PORT and self._ledger.is_gateway(peer):
+                reason = "the gateway is the resolver here, and decides about each question"
+                return Verdict(Action.ALLOW, None, "the gateway's resolver", None, reason)
             return None
         if port == DNS_PORT:
             reason = (

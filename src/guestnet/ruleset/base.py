@@ -46,7 +46,7 @@ from .names import (
     POLICED,
     TABLE,
 )
-from .relayed import ANSWER_RULES, RELAYED, TAKING_CHAINS
+from .relayed import ANSWER_RULES, QUESTIONS, RELAYED, TAKING_CHAINS
 from .sets import interval_set, range4, range6
 
 #: Groups that rules can name and whose addresses are the same on every machine.
@@ -75,7 +75,6 @@ RELAY_DISPATCH = "relay_policies"
 POLICY_FORMAT = 2
 #: The ports at which the gateway listens stand in maps; without one nothing is handed over.
 TO_RELAY = "redirect to :meta l4proto map @relay_door"
-TO_RESOLVER = "meta l4proto { tcp, udp } th dport 53 redirect to :meta l4proto map @resolver_door"
 
 
 def set_word(group: Group) -> str:
@@ -245,6 +244,7 @@ meta l4proto tcp {TO_RELAY}
     meta iifgroup {POLICED} ip6 saddr @synthetic6 ip6 daddr {SYNTHETIC_IPV6} \
 meta l4proto tcp {TO_RELAY}
     meta iifgroup {POLICED} jump {RELAY_DISPATCH}
+    meta iifgroup {POLICED} jump {QUESTIONS}
     meta iifgroup {POLICED} meta l4proto tcp jump {RELAYED}
   }}
   chain handed_over {{

@@ -46,10 +46,10 @@ from .base import (
     RELAY_DISPATCH,
     STATIC_GROUPS,
     TO_RELAY,
-    TO_RESOLVER,
     set_word,
 )
 from .names import TABLE
+from .relayed import TO_RESOLVER
 from .sets import range6
 
 Network = IPv4Network | IPv6Network

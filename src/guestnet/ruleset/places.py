@@ -107,7 +107,8 @@ def places_text(
 ) -> str:
     """One transaction that makes the machine's sets say exactly this.
 
-    In the relayed manner nothing leaves by an egress interface, whatever networks name.
+    In the relayed manner nothing leaves by an egress interface, whatever networks name, and the
+    gateway is the only resolver.
     """
     host = list(host)
     members: dict[str, list[str]] = {name: [] for name in _SETS}
@@ -128,7 +129,8 @@ def places_text(
             f"tcp . {doors.resolver_tcp}",
         ]
     if manner is Manner.RELAYED:
-        members["leave4"] = members["leave6"] = []
+        for name in ("leave4", "leave6", "resolver4", "resolver6"):
+            members[name] = []
     lines = []
     for name, listed in members.items():
         kind = "map" if name in _MAPS else "set"

@@ -3,6 +3,7 @@
 It is the site's, not a policy's: the same chains decide in both manners. Where the forwarded manner
 asks them on the way out, this one asks on the way in, before routing:
 
+0. Questions to the site itself are the gateway's resolver's, which decides about each.
 1. *relayed* lets go by what stays within the site: packets to the site itself, to guests, and the
    answers of flows that others began with a guest. What is to go to addresses of the host that the
    site is not (a private namespace) is taken at once: only the gateway can tell them.
@@ -37,6 +38,9 @@ class Manner(StrEnum):
 
 #: Chains that the site's places fill: what is asked about on its way in, and how it is taken.
 RELAYED, TAKE = "relayed", "take"
+#: Filled likewise: questions to the site itself, which the gateway answers.
+QUESTIONS = "questions"
+TO_RESOLVER = "meta l4proto { tcp, udp } th dport 53 redirect to :meta l4proto map @resolver_door"
 _ECHO = "echo-request"
 #: IPv4-compatible and site-local addresses, both given up (RFC 4291 section 2.5.5.1, RFC 3879). The
 #: kernel redirects no connection to them, as no address here has their scope: refused aloud.
@@ -47,6 +51,8 @@ TAKING_CHAINS = f"""
   chain {RELAYED} {{
   }}
   chain {TAKE} {{
+  }}
+  chain {QUESTIONS} {{
   }}
   chain redirect_taken {{
     type nat hook prerouting priority dstnat - 1; policy accept;
@@ -82,7 +88,8 @@ fib saddr type != local drop
 
 def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) -> str:
     """What the places say about the manner; `datagrams` is the port of the gateway's UDP door."""
-    chains: dict[str, list[str]] = {TAKE: [], RELAYED: []}
+    host = list(host)
+    chains: dict[str, list[str]] = {TAKE: [], RELAYED: [], QUESTIONS: []}
     if datagrams is not None:
         chains[TAKE] = [
             f"meta l4proto udp tproxy to :{datagrams} accept",
@@ -90,7 +97,15 @@ def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) 
             f"icmpv6 type {_ECHO} accept",
         ]
     if manner is Manner.RELAYED:
-        chains[RELAYED] = _relayed(list(host))
+        low = ", ".join(str(each) for each in host if each.version == 4)
+        high = ", ".join(str(each) for each in host if each.version == 6)
+        chains[RELAYED] = _relayed(low, high)
+        # Such as the host itself has are its own services.
+        chains[QUESTIONS] = [
+            *([f"ip daddr {{ {low} }} return"] if low else []),
+            *([f"ip6 daddr {{ {high} }} return"] if high else []),
+            f"fib daddr type local {TO_RESOLVER}",
+        ]
     lines = []
     for name, rules in chains.items():
         lines.append(f"flush chain inet {TABLE} {name}")
@@ -98,10 +113,8 @@ def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) 
     return "\n".join(lines) + "\n"
 
 
-def _relayed(host: list[Address]) -> list[str]:
+def _relayed(low: str, high: str) -> list[str]:
     take = f"meta mark set {MARK_TAKEN:#x} accept"
-    low = ", ".join(str(each) for each in host if each.version == 4)
-    high = ", ".join(str(each) for each in host if each.version == 6)
     return [
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
         "fib daddr type local accept",
