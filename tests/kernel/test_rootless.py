@@ -15,8 +15,10 @@ import pytest
 
 from guestnet.errors import ConfigError
 from guestnet.host import Host
+from guestnet.kernel.netns import inside
+from guestnet.kernel.sysctl import write
 from lab import processes
-from lab.addresses import ALLOWED, FORBIDDEN
+from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE
 from lab.user import User
 from lab.world import World
 
@@ -25,6 +27,16 @@ pytestmark = pytest.mark.root
 T = TypeVar("T")
 
 PATIENCE_S = 30.0
+#: A guest's ping, with a payload of its own.
+PING = """
+import socket, struct, sys
+low = sys.argv[1] == "2"
+icmp = socket.socket(int(sys.argv[1]), socket.SOCK_DGRAM, 1 if low else 58)
+icmp.settimeout(20)
+icmp.sendto(struct.pack("!BBHHH", 8 if low else 128, 0, 0, 0, 7) + b"guest", (sys.argv[2], 0))
+data = icmp.recv(9999)
+print("answered" if data[0] == (0 if low else 129) and data[6:] == b"\\0\\7guest" else data)
+"""
 NAME = ALLOWED.name
 
 
@@ -98,6 +110,38 @@ def test_up_attach_exec_down(mine: Mine) -> None:
     assert "guests went with it" in mine.say("down")
     assert not processes.start_time(pid)
     assert mine.user.processes() == set()
+
+
+def test_what_addresses_decide_is_relayed_too(mine: Mine) -> None:
+    """TCP, datagrams, questions and pings of a guest whose policy knows no names."""
+    mine.world.site.sysctl("ipv4.ping_group_range", f"0 {mine.user.uid}")
+    mine.up()
+    box = mine.json("attach", "box", "--netns", "new", "--policy", "public")
+    # The guest's own kernel setting, which says who in it may ping without rights.
+    netns = os.open(box["netns"], os.O_RDONLY)
+    with inside(netns):
+        write("ipv4/ping_group_range", f"0 {mine.user.uid}")
+    os.close(netns)
+    for address in ALLOWED.addresses:
+        host = f"[{address}]" if address.version == 6 else str(address)
+        page = json.loads(mine.say("exec", "box", "--", "curl", "-gsS", f"http://{host}/"))
+        assert page["server"] == "allowed"
+        echo = (
+            "import socket, sys; s = socket.socket(int(sys.argv[1]), socket.SOCK_DGRAM); "
+            "s.settimeout(20); s.sendto(b'x' * 3000, (sys.argv[2], 7)); print(len(s.recv(9999)))"
+        )
+        family = "2" if address.version == 4 else "10"
+        shown = mine.say("exec", "box", "--", sys.executable, "-c", echo, family, str(address))
+        assert shown.strip() == "3000"
+        ping = [sys.executable, "-c", PING, family, str(address)]
+        assert mine.say("exec", "box", "--", *ping).strip() == "answered"
+    page = json.loads(mine.say("exec", "box", "--", "curl", "-sS", f"http://{NAME}/"))
+    assert page["server"] == "allowed"
+    private = mine.user.guestnet("exec", "box", "--", "curl", "-sS", f"http://{PRIVATE.ipv4}/")
+    assert private.returncode == 7
+    mine.say("detach", "box")
+    told = {d["protocol"] for d in mine.json("watch", "--recent") if d["verdict"] == "allow"}
+    assert told >= {"tcp", "udp", "icmpv4", "icmpv6"}
 
 
 def test_a_later_daemon_gives_the_same_addresses(mine: Mine) -> None:
