@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from guestnet.flow.inward import Inward
 from guestnet.host import Host
 from guestnet.kernel.steering import TABLE
 from guestnet.model import Attachment, Decision
@@ -435,6 +436,46 @@ def test_a_gateway_that_dies_loses_nothing_for_long(world: World, tmp_path: Path
             return False
 
         assert eventually(again)
+
+
+# -- a gateway that was taken over ---------------------------------------------------------------
+
+
+@BOTH
+def test_what_the_gateway_holds_sends_answers_only(
+    stage: Stage, guest_of: GuestOf, version: int
+) -> None:
+    """Not to others, and to a guest only in a flow that it began, whatever it lets in itself."""
+    guest = guest_of("public,allow:ingress@any")
+    gateway = stage.host._relays.gateway
+    assert gateway is not None
+    doorway = gateway._handed.doorways[0]
+    target, stranger = at(ALLOWED, version), at(FORBIDDEN, version)
+
+    def packet_of(to: Address) -> bytes:
+        return Inward(stranger, 5006, to, 5006).datagram(b"forged")
+
+    raw = [e for e in (*doorway.answer, *doorway.echo) if e.family == family(version)]
+    (door,) = (each for each in doorway.relay_udp if each.family == family(version))
+    with far(stage.world, target, 5006) as peer, guest.socket(version, 5006) as udp:
+        for to, hears in ((target, peer), (guest.address(version), udp)):
+            for each in raw:
+                if version == 4:  # which needs no rights
+                    each.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+                with contextlib.suppress(OSError):
+                    each.sendto(packet_of(to), (str(to), 0))
+            with contextlib.suppress(OSError):
+                door.sendto(b"forged", (str(to), 5006))
+            assert is_silent(hears)
+        # The same socket is heard where the guest has begun.
+        udp.sendto(b"hello", (str(stranger), 5006))
+        guest_sees = packet_of(guest.address(version))
+
+        def is_heard() -> bool:
+            doorway.answer[version == 6].sendto(guest_sees, (str(guest.address(version)), 0))
+            return not is_silent(udp) and udp.recv(100) == b"forged"
+
+        assert eventually(is_heard)
 
 
 # -- beside it ---------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ doors have the same ports (SO_REUSEPORT), and the kernel chooses between them by
 and ports: whatever is one flow stays at one worker.
 
 Some can do what their holder may not: those that take datagrams for other addresses, and those that
-answer in the name of others. The answers bear a mark that the holder cannot change, and the rules
-let them go to guests only, within flows that these began.
+answer in the name of others (`transparent`).
 """
 
 from __future__ import annotations

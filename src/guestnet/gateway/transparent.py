@@ -1,7 +1,7 @@
 """Sockets that take what is for others and answer in their name; opening them needs rights.
 
-What is written by `answering` bears a mark that its holder cannot change (SO_MARK), and the rules
-let such packets go to guests only, within flows that these began.
+What is sent by any of them bears a mark that its holder cannot change (SO_MARK), and the rules let
+such packets go to guests only, within flows that these began.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def make_transparent(door: socket.socket) -> None:
     """Take datagrams for any address, and hear which that was and whether they came in pieces."""
     low = door.family == socket.AF_INET
     try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
         for option in _TRANSPARENT if low else _TRANSPARENT6:
             door.setsockopt(socket.IPPROTO_IP if low else socket.IPPROTO_IPV6, option, 1)
     except OSError as error:
@@ -58,6 +59,7 @@ def echo_door(family: int) -> socket.socket:
     protocol = socket.IPPROTO_ICMP if low else socket.IPPROTO_ICMPV6
     made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
         _keep_marked(made)
         if low:
             wanted = struct.pack("=I", 0xFFFFFFFF ^ 1 << _ECHO_REQUEST)

@@ -79,6 +79,7 @@ redirect to :meta l4proto map @relay_door
 #: In the output hook, before a guest's ingress.
 ANSWER_RULES = f"""\
     meta mark {MARK_ANSWER:#x} meta oifgroup {NOT_POLICED} drop
+    meta mark {MARK_ANSWER:#x} ct state != {{ established, related }} drop
     meta oifgroup {POLICED} meta mark != {MARK_ANSWER:#x} icmp type echo-reply \
 fib saddr type != local drop
     meta oifgroup {POLICED} meta mark != {MARK_ANSWER:#x} icmpv6 type echo-reply \
