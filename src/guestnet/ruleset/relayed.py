@@ -101,10 +101,10 @@ def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) 
         low = ", ".join(str(each) for each in host if each.version == 4)
         high = ", ".join(str(each) for each in host if each.version == 6)
         chains[RELAYED] = _relayed(low, high)
-        # Such as the host itself has are its own services.
+        # The host's own are its own services, and nobody asks by loopback addresses.
         chains[QUESTIONS] = [
-            *([f"ip daddr {{ {low} }} return"] if low else []),
-            *([f"ip6 daddr {{ {high} }} return"] if high else []),
+            f"ip daddr {{ {', '.join(['127.0.0.0/8', *([low] if low else [])])} }} return",
+            f"ip6 daddr {{ {', '.join(['::1', *([high] if high else [])])} }} return",
             f"fib daddr type local {TO_RESOLVER}",
         ]
     lines = []
