@@ -209,7 +209,7 @@ with Host.open(rootless=True, remember=False) as host:
     host.attach("vm", policy="allow@name.test")
     lost = []
     host.watch_site(lost.append)
-    os.kill(host._site.pid, signal.SIGKILL)
+    os.kill(host._site.agent.pid, signal.SIGKILL)
     while not lost: time.sleep(0.01)
     print(lost[0])
     for call in (lambda: host.attach("other"), lambda: host.detach("vm"), host.counters):

@@ -93,10 +93,22 @@ def _policy(allow: Sequence[str], policy: str | None, report: bool) -> str:
 
 @contextlib.contextmanager
 def _opened(rootless: bool) -> Iterator[Host]:
-    from ..host import Host
+    if rootless:
+        from ..kernel.rootless.process import Agent
 
-    with Host.open(rootless=rootless, remember=not rootless) as host:
-        yield host
+        agent = Agent()  # it gets ready while we do
+        try:
+            from ..host import Host
+
+            with Host.open(rootless=agent, remember=False, gateway_workers=1) as host:
+                yield host
+        finally:
+            agent.close()
+    else:
+        from ..host import Host
+
+        with Host.open(gateway_workers=1) as host:
+            yield host
 
 
 def _run(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..errors import GuestnetError, HostError
 from ..kernel.interface import Site
-from ..kernel.rootless import RootlessSite, obstacles
+from ..kernel.rootless import obstacles
+from ..kernel.rootless.remote import RootlessSite
 from ..model import Finding
 from ..ruleset import FINGERPRINT
 from .ledger import Ledger

@@ -21,7 +21,8 @@ from ..kernel.conntrack import Tracked
 from ..kernel.interface import Site
 from ..kernel.netns import netns_path
 from ..kernel.ownership import DirectoryLock
-from ..kernel.rootless import RootlessSite
+from ..kernel.rootless.process import Agent
+from ..kernel.rootless.remote import RootlessSite
 from ..kernel.site import NamespaceSite
 from ..model import (
     MTU_MIN_IPV6,
@@ -99,7 +100,7 @@ class Host:
         *,
         site: str | Path | None = None,
         gateway_workers: int | None = None,
-        rootless: bool = False,
+        rootless: bool | Agent = False,
         remember: bool = True,
         relays_all: bool = False,
     ) -> Self:
@@ -109,8 +110,9 @@ class Host:
         network namespace (name or path) to work in instead of the process's own; `gateway_workers`
         are as many as the process may use processors, but for 8 at most. With `rootless`
         guests live in a private user and network namespace, which any user may have and which ends
-        with this object; it may then be told to `remember` nothing, and needs no directory. There,
-        or with `relays_all`, nothing is forwarded outward: the gateway takes every flow. Raises
+        with this object (give an `Agent` to have its process started ahead); it may then be told to
+        `remember` nothing, and needs no directory. There, or with `relays_all`, nothing is
+        forwarded outward: the gateway takes every flow. Raises
         `BusyError` when another process has the directory or the namespace, `HostError` when the
         machine refuses.
         """
@@ -119,7 +121,7 @@ class Host:
         if not rootless and not remember:
             raise ConfigError("remember", remember, "only what a rootless host made goes with it")
         with contextlib.ExitStack() as stack:
-            directory = _directory(state_dir, rootless) if remember else None
+            directory = _directory(state_dir, bool(rootless)) if remember else None
             lock = None
             if directory is not None:
                 lock = DirectoryLock(directory)
@@ -127,11 +129,10 @@ class Host:
             store = SqliteStore(directory / "guestnet.db" if directory is not None else None)
             stack.callback(store.close)
             there: Site
-            there = (
-                RootlessSite()
-                if rootless
-                else NamespaceSite(str(site) if site else None, relays_all)
-            )
+            if rootless:
+                there = RootlessSite(rootless if isinstance(rootless, Agent) else None)
+            else:
+                there = NamespaceSite(str(site) if site is not None else None, relays_all)
             stack.callback(there.close)
             decisions = Decisions(directory / "decisions.jsonl" if directory is not None else None)
             host = cls(store, there, lock, decisions, gateway_workers)
@@ -170,7 +171,8 @@ class Host:
         self._closed = True
         self._decisions.close()
         try:
-            self._reaper.stop()
+            # What nobody remembers goes with its namespace.
+            self._reaper.stop(clear=self._directory_lock is not None)
         finally:
             # Whoever is in the middle of an operation finishes it first.
             with self._lock:

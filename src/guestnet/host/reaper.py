@@ -52,14 +52,15 @@ class Reaper:
         while self._clear_batch():
             pass
 
-    def stop(self) -> None:
-        """Clear away what is pending and end the thread."""
+    def stop(self, *, clear: bool = True) -> None:
+        """End the thread; clear away what is pending first, unless told not to."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
-        self.drain()
+        if clear:
+            self.drain()
 
     def _run(self) -> None:
         while True:
@@ -68,6 +69,8 @@ class Reaper:
                 if self._stopping:
                     return
                 self._gather()
+                if self._stopping:
+                    return
             try:
                 self._clear_batch()
             except Exception:

@@ -5,7 +5,3 @@ The boundary: `agent` runs inside, with the rights of the namespace's root, whic
 namespace (setns(2)), hence two of them. When the owner ends, so does the agent, and with it the
 namespace and everything in it.
 """
-
-from .remote import RootlessSite
-
-__all__ = ["RootlessSite"]
