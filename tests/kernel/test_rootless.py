@@ -224,6 +224,38 @@ with Host.open(rootless=True, remember=False) as host:
     assert all("rootless site" in error and reason in error for error in errors)
 
 
+def test_a_gateway_without_a_user_of_its_own_is_confined_all_the_same(world: World) -> None:
+    """It is still its user's process: so what it could do as that is taken away one by one."""
+    program = """
+import os, socket, subprocess
+from guestnet.gateway.confine import confine
+done = confine(65534, 65534)
+print(*done)
+mine, other = os.getpid(), os.getppid()
+for name, attempt in {
+    "file": lambda: open("/etc/passwd"),
+    "home": lambda: open(os.environ["HOME"] + "/x", "w"),
+    "fork": os.fork,
+    "exec": lambda: os.execv("/bin/true", ["true"]),
+    "signal": lambda: os.kill(other, 0),
+    "unix": lambda: socket.socket(socket.AF_UNIX),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
+    "packet": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "ptrace": lambda: os.pidfd_open(other),
+}.items():
+    try: attempt()
+    except OSError: continue
+    print("may", name)
+for family in (socket.AF_INET, socket.AF_INET6):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        socket.socket(family, kind).close()
+"""
+    with User(world.site) as user:
+        done = user.run([sys.executable, "-c", program])
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["limits", "no-new-privileges", "landlock", "seccomp"]
+
+
 def test_doctor_names_what_is_in_the_way(world: World) -> None:
     with User(world.site, tun=False) as user:
         found = {f["check"]: f for f in json.loads(user.guestnet("doctor", "--json").stdout)}

@@ -178,6 +178,30 @@ def test_a_name_of_the_machine_itself_does_not_exist(stage: Stage) -> None:
     assert stage.home.arrivals() == []
 
 
+@BOTH
+def test_an_address_that_the_machine_got_a_moment_ago(stage: Stage, version: int) -> None:
+    """Before anybody told the gateway of it."""
+    script = f"echo up; read line; curl -{version} -sS -m 5 http://{NAME}/"
+    address = getattr(ALLOWED, f"ipv{version}")
+    process = stage.popen(
+        "--allow", NAME, "--", "sh", "-c", script,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    stage.world.site.ip(f"address add {address}/{address.max_prefixlen} dev lo")
+    try:
+        here = Server("usurper", NAME, **{f"ipv{version}": address})
+        with Servers(stage.world.site, [here]) as usurper:
+            out, _err = process.communicate(b"go\n", timeout=PATIENCE_S)
+            assert usurper.arrivals() == []
+    finally:
+        process.kill()
+        stage.world.site.ip(f"address del {address}/{address.max_prefixlen} dev lo")
+    assert process.returncode != 0
+    assert out == b""
+
+
 # -- the program and its surroundings ------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ def run(
     del ctx
     waiting.block()
     text = _policy(allow or [], policy, report)
-    with _opened(rootless or os.geteuid() != 0) as host:
+    with _opened(rootless or os.geteuid() != 0) as host, _upkept(host):
         status, summary, suggestion = _run(host, command, text, report)
     _tell(summary, suggestion, status, as_json=json)
     raise typer.Exit(status)
@@ -109,6 +109,19 @@ def _opened(rootless: bool) -> Iterator[Host]:
 
         with Host.open(gateway_workers=1) as host:
             yield host
+
+
+@contextlib.contextmanager
+def _upkept(host: Host) -> Iterator[None]:
+    """Follow the machine's routes, addresses and resolvers: a laptop goes from place to place."""
+    from ..daemon.upkeep import Upkeep
+
+    upkeep = Upkeep(host)
+    upkeep.start()
+    try:
+        yield
+    finally:
+        upkeep.stop()
 
 
 def _run(

@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import resource
+import socket
 import struct
 
 from ..kernel.process import die_with_parent
@@ -39,8 +40,16 @@ _FORBIDDEN = {
     "process_vm_writev": (311, 271), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
     "open_by_handle_at": (304, 265), "kcmp": (312, 272), "reboot": (169, 142), "swapon": (167, 224),
     "acct": (163, 89), "move_mount": (429, 429), "open_tree": (428, 428), "fsopen": (430, 430),
-    "pidfd_getfd": (438, 438),
+    "pidfd_getfd": (438, 438), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424),
 }  # fmt: skip
+#: Sockets of these families only: those of others on this machine (AF_UNIX) take orders, and where
+#: the gateway has no user of its own they would take its user's.
+_SOCKET = (41, 198)
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+#: The numbers of x86_64's other calling convention (asm/unistd.h), which would pass the filter.
+_X32 = 0x40000000
 _AUDIT_ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
@@ -94,18 +103,29 @@ def _landlock() -> bool:
 
 
 def _seccomp() -> bool:
-    """Refuse (EPERM) the system calls that take over or leave a process."""
+    """Refuse (EPERM) what takes over, leaves or ends a process, and sockets but the internet's."""
     arch = _AUDIT_ARCH.get(platform.machine())
     if arch is None:
         return False
     column, audit = arch
     numbers = [n[column] for n in _FORBIDDEN.values() if n[column] is not None]
-    load, equal, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K; offsets in struct seccomp_data.
+    load, equal, above, answer = 0x20, 0x15, 0x35, 0x06
+    first_argument = 16
     allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000 | 1
     program = [(load, 0, 0, 4), (equal, 1, 0, audit), (answer, 0, 0, kill), (load, 0, 0, 0)]
+    last = len(numbers) + 5  # jumps count from the next instruction
     for index, number in enumerate(numbers):
-        program.append((equal, len(numbers) - index, 0, number or 0))
-    program += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+        program.append((equal, last - index, 0, number or 0))
+    program += [
+        (above, 5, 0, _X32),
+        (equal, 0, 3, _SOCKET[column]),
+        (load, 0, 0, first_argument),
+        (equal, 1, 0, _FAMILIES[0]),
+        (equal, 0, 1, _FAMILIES[1]),
+        (answer, 0, 0, allow),
+        (answer, 0, 0, refuse),
+    ]
     code = b"".join(struct.pack("=HBBI", *step) for step in program)
     held = ctypes.create_string_buffer(code)
     header = struct.pack("@HP", len(program), ctypes.addressof(held))

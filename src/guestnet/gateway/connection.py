@@ -48,6 +48,7 @@ from ..policy import (
     REPORTED,
     Action,
     FlowName,
+    Group,
     Mode,
     Verdict,
     canonical_name,
@@ -346,7 +347,10 @@ class Connection:
         guest, reactor = self.guest, self._means.reactor
         device = guest.egress[0] if len(guest.egress) == 1 else None
         wanted = class_of(self._client)
-        self._dialling = Dialling(reactor, targets, self.port, device, wanted, self._dialled)
+        to_host = self.verdict is not None and self.verdict.group is Group.HOST
+        self._dialling = Dialling(
+            reactor, targets, self.port, device, wanted, self._dialled, to_host=to_host
+        )
         self._dialling.start()
 
     def _dialled(self, result: Reached | OSError) -> None:

@@ -51,7 +51,7 @@ class Dialling:
 
     __slots__ = (
         "_class", "_deadline", "_device", "_done", "_error", "_left", "_next", "_open", "_port",
-        "_reactor",
+        "_reactor", "_to_host",
     )  # fmt: skip
 
     def __init__(
@@ -62,12 +62,19 @@ class Dialling:
         device: str | None,
         service_class: int,
         done: Dialled,
+        *,
+        to_host: bool = False,
     ) -> None:
-        """`device` is the interface to leave by, where there is but one."""
+        """`device` is the interface to leave by, where there is but one.
+
+        Unless it is `to_host` the other end must not be this machine: an address that it was given
+        a moment ago is one that nobody has told of yet.
+        """
         self._reactor = reactor
         self._port = port
         self._device = device
         self._class = service_class
+        self._to_host = to_host
         self._done = done
         self._left = list(targets[:MAX_TARGETS])
         self._open: dict[socket.socket, Address] = {}
@@ -104,11 +111,13 @@ class Dialling:
             prepare(server)
             if self._class:
                 set_class(server, self._class)
-            if self._device is not None:
+            if self._device is not None and not self._to_host:
                 device = self._device.encode()
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
             with suppress(BlockingIOError):
                 server.connect((str(address), self._port))
+            if not self._to_host and server.getsockname()[0] == str(address):
+                raise PermissionError(errno.EACCES, "it is this machine")
             self._reactor.add(server.fileno(), partial(self._answered, server), EVENTS)
         except OSError:
             server.close()

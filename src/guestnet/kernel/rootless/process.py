@@ -53,7 +53,7 @@ class Agent:
         return self._process.pid
 
     def await_ready(self) -> None:
-        """Wait until the namespaces are there; raises `HostError`, with a remedy if one is known."""
+        """Wait until the namespaces are there; raises `HostError`, with a remedy if known."""
         try:
             self._receive()
         except HostError as error:
