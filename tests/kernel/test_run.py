@@ -325,6 +325,47 @@ def test_a_killed_gateway_is_followed_by_another(stage: Stage) -> None:
     assert json.loads(out)["server"] == "allowed"
 
 
+# -- root, in the machine's own namespace ------------------------------------------------------
+
+
+def as_root(stage: Stage, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "guestnet.cli", "run", *arguments]
+    return stage.world.site.popen(command, **how)
+
+
+def left(stage: Stage) -> str:
+    """What of a run stands on the machine."""
+    tables = stage.world.site.run(["nft", "list", "tables"]).stdout
+    devices = stage.world.site.run(["ip", "-br", "link", "show", "type", "veth"]).stdout
+    gone = [line for line in devices.splitlines() if not line.startswith("up0")]
+    states = [str(path) for path in Path("/run").glob("guestnet-run-*")]
+    return "\n".join([tables.strip(), *gone, *states]).strip()
+
+
+def test_root_s_guests_are_forwarded(stage: Stage) -> None:
+    process = as_root(stage, "--allow", str(ALLOWED.ipv4), "--", *CURL, url(ALLOWED, 4),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    out, _err = process.communicate(timeout=PATIENCE_S)
+    assert json.loads(out)["client"] == str(SITE_IPV4.ip)
+    assert left(stage) == ""
+    assert stage.world.site.sysctl("ipv4.ip_forward") == "0"
+
+
+@pytest.mark.parametrize("whom", ["parent", "child"])
+def test_kill_9_leaves_nothing_of_root_s(stage: Stage, whom: str) -> None:
+    process = as_root(stage, "--allow", NAME, "--", "sh", "-c", "echo up; exec sleep 1000",
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    assert "inet guestnet" in left(stage)
+    (child,) = processes.children(process.pid)
+    os.kill(process.pid if whom == "parent" else child, signal.SIGKILL)
+    process.wait(PATIENCE_S)
+    eventually(lambda: left(stage) == "")
+
+
 # -- VMs -----------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, HostError
-from . import output, waiting
+from . import janitor, output, waiting
 from .context import Json
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ def run(
     del ctx
     waiting.block()
     text = _policy(allow or [], policy, report)
-    with _opened(rootless or os.geteuid() != 0) as host, _upkept(host):
-        status, summary, suggestion = _run(host, command, text, report)
+    parent = None if rootless or os.geteuid() != 0 else janitor.part()
+    with _opened(parent) as host, _upkept(host):
+        status, summary, suggestion = _run(host, command, text, report, parent)
     _tell(summary, suggestion, status, as_json=json)
     raise typer.Exit(status)
 
@@ -92,8 +93,8 @@ def _policy(allow: Sequence[str], policy: str | None, report: bool) -> str:
 
 
 @contextlib.contextmanager
-def _opened(rootless: bool) -> Iterator[Host]:
-    if rootless:
+def _opened(parent: janitor.Run | None) -> Iterator[Host]:
+    if parent is None:
         from ..kernel.rootless.process import Agent
 
         agent = Agent()  # it gets ready while we do
@@ -107,8 +108,12 @@ def _opened(rootless: bool) -> Iterator[Host]:
     else:
         from ..host import Host
 
-        with Host.open(gateway_workers=1) as host:
-            yield host
+        with Host.open(parent.state_dir) as host:
+            try:
+                yield host
+            finally:
+                janitor.leave(host)
+        parent.done()
 
 
 @contextlib.contextmanager
@@ -125,7 +130,7 @@ def _upkept(host: Host) -> Iterator[None]:
 
 
 def _run(
-    host: Host, command: list[str], policy: str, report: bool
+    host: Host, command: list[str], policy: str, report: bool, parent: janitor.Run | None
 ) -> tuple[int, Summary, str | None]:
     """Attach, run, detach: returns the command's status and what was seen of it."""
     from .summary import Summary
@@ -138,7 +143,7 @@ def _run(
     teller = threading.Thread(target=_gather, args=(watch, summary), daemon=True)
     teller.start()
     try:
-        status = _launched(host, command, attachment, is_vm)
+        status = _launched(host, command, attachment, is_vm, parent)
         suggestion = _settled(host) if report else None
     finally:
         # In this order: the gateway tells of flows that are open still when the guest goes.
@@ -155,7 +160,13 @@ def _gather(watch: Watch, summary: Summary) -> None:
         summary.take(decision)
 
 
-def _launched(host: Host, command: list[str], attachment: Attachment, is_vm: bool) -> int:
+def _launched(
+    host: Host,
+    command: list[str],
+    attachment: Attachment,
+    is_vm: bool,
+    parent: janitor.Run | None,
+) -> int:
     document = attachment.model_dump(mode="json")
     words = _words(attachment, command)
     argv = [_WORD.sub(lambda found: words[found[1]], part) for part in command]
@@ -179,6 +190,8 @@ def _launched(host: Host, command: list[str], attachment: Attachment, is_vm: boo
         process.kill()
 
     host.watch_site(lost)
+    if parent is not None:
+        parent.watch(process.kill)
     try:
         status = waiting.wait_for(process.pid, process.poll)
     finally:
