@@ -156,6 +156,38 @@ def test_the_summary_for_people(stage: Stage) -> None:
     assert FORBIDDEN.name in denied[0]
 
 
+@BOTH
+def test_rules_by_address_are_relayed_as_well(stage: Stage, version: int) -> None:
+    policy = f"allow@dns,allow@{ALLOWED.ipv4}:tcp:80,allow@[{ALLOWED.ipv6}]:tcp:80"
+    for target in (url(ALLOWED, version), f"http://{NAME}/"):
+        done = stage.run("--policy", policy, "--", *CURL, f"-{version}", target)
+        assert json.loads(done.stdout)["server"] == "allowed", done.stderr
+    refused, told = stage.told(
+        "--policy", policy, "--", *CURL, f"-{version}", url(PRIVATE, version)
+    )
+    assert refused.returncode in (7, 56)
+    assert told["decisions"][-1]["rule"] == "default_egress=deny"
+    assert stage.world.arrivals(PRIVATE) == []
+
+
+@BOTH
+def test_datagrams_and_pings(stage: Stage, version: int) -> None:
+    address = str(getattr(ALLOWED, f"ipv{version}"))
+    stage.world.site.sysctl("ipv4.ping_group_range", f"{stage.user.uid} {stage.user.uid}")
+    policy = "allow@public:udp:7,allow@public:icmpv4+icmpv6"
+    ping = ("ping", "-c", "1", "-W", str(PATIENCE_S), address)
+    done = stage.run("--policy", policy, "--", *ping)
+    assert done.returncode == 0, done.stdout + done.stderr
+    echo = (
+        "import socket, sys; "
+        "s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, "
+        "socket.SOCK_DGRAM); s.settimeout(30); s.connect((sys.argv[1], 7)); s.send(b'hello'); "
+        "print(s.recv(9))"
+    )
+    done = stage.run("--policy", policy, "--", sys.executable, "-c", echo, address)
+    assert done.stdout == "b'hello'\n", done.stderr
+
+
 # -- the floor: the user's own machine ----------------------------------------------------------
 
 
@@ -170,6 +202,17 @@ def test_the_machine_itself_is_out_of_reach(stage: Stage, policy: str, version: 
         done = stage.run("--policy", policy, "--", *CURL, "-g", target)
         assert done.returncode in (7, 56), (target, done.stdout, done.stderr)
     assert stage.home.arrivals() == []
+
+
+@BOTH
+def test_the_machine_is_reached_by_a_rule_that_names_it(stage: Stage, version: int) -> None:
+    """By its own address, and by the name that every guest finds it under."""
+    for target in (url(HOME, version), "http://host.guestnet.internal/"):
+        done = stage.run("--policy", "allow@host:tcp:80", "--", *CURL, f"-{version}", target)
+        assert json.loads(done.stdout)["server"] == "home", done.stderr
+    # Its loopback is not among what it is reached at.
+    mine = "[::1]" if version == 6 else "127.0.0.1"
+    assert stage.run("--policy", "allow@host", "--", *CURL, f"http://{mine}/").returncode == 7
 
 
 def test_a_name_of_the_machine_itself_does_not_exist(stage: Stage) -> None:

@@ -84,6 +84,8 @@ class Summary:
             kind = "dns" if line.kind == "dns" else line.protocol
             parts = [word, f"{line.count:>4}x", f"{kind:<4}", output.shown(line.peer)]
             parts.append(f"by `{output.shown(line.rule)}`")
+            if not denied and line.reason.startswith("upstream"):
+                parts.append(f"({line.reason})")
             if line.bytes_up or line.bytes_down:
                 parts.append(f"{line.bytes_up} B up, {line.bytes_down} B down")
             yield "  ".join(parts)

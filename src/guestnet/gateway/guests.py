@@ -197,7 +197,7 @@ class Guests:
         known.standing.clear()
         known.pins_due_at = 0.0
         known.reconsider()
-        known.local = LocalRecords({HOST_ALIAS: order.gateways})
+        known.local = LocalRecords({HOST_ALIAS: order.host})
         return known
 
     def forget(self, guest: str) -> Guest | None:

@@ -42,6 +42,8 @@ class SetGuest(Message):
     network: str
     addresses: tuple[Address, ...]
     gateways: tuple[Address, ...]
+    #: Where it finds the host by its name.
+    host: tuple[Address, ...] = ()
     #: Canonical policy text.
     policy: str
     #: Resolvers that its questions are put to.

@@ -93,6 +93,7 @@ class Gateway:
         egress: Iterable[str],
         *,
         synthetic: bool,
+        host: Iterable[Address],
     ) -> None:
         """Tell of a guest, or of its new policy; returns when that holds."""
         own = (attachment.ipv4, attachment.ipv6)
@@ -109,6 +110,7 @@ class Gateway:
                 network=attachment.network,
                 addresses=addresses,
                 gateways=tuple(each for each in gateways if each is not None),
+                host=tuple(host),
                 policy=attachment.policy,
                 upstreams=tuple(upstreams),
                 egress=tuple(egress),

@@ -26,7 +26,7 @@ _CONNTRACK_SMALL = 16384
 
 def examine(site: Site, ledger: Ledger) -> list[Finding]:
     """All findings, in the order in which problems build on each other."""
-    found = [*_kernel(), *_rootless()] if site.relays_all else machine_findings(rootless=False)
+    found = [*_kernel(), *_rootless()] if site.is_apart else machine_findings(rootless=False)
     for check in (_ruleset, _foreign, _forwarding, _bridge_filter, _conntrack, _egress, _overlaps):
         found += _guarded(check, site, ledger)
     return found

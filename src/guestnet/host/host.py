@@ -82,7 +82,9 @@ class Host:
         self._store = store
         self._site = site
         self._directory_lock = directory_lock
-        self._ledger = Ledger(Manner.RELAYED if site.relays_all else Manner.FORWARDED)
+        self._ledger = Ledger(
+            Manner.RELAYED if site.relays_all else Manner.FORWARDED, is_apart=site.is_apart
+        )
         self._placer = Placer(self._ledger, site)
         self._upkeep = Upkeep(self._ledger, store, site, self._placer)
         self._reaper = Reaper(self._clear_away)

@@ -101,9 +101,11 @@ class InstalledPolicies:
 class Ledger:
     """Not thread-safe: `Host` holds the lock."""
 
-    def __init__(self, manner: Manner = Manner.FORWARDED) -> None:
+    def __init__(self, manner: Manner = Manner.FORWARDED, *, is_apart: bool = False) -> None:
         #: What becomes of flows that are allowed by address.
         self.manner = manner
+        #: Whether the site is another namespace than the host's own.
+        self.is_apart = is_apart
         self.networks: dict[str, LiveNetwork] = {}
         self.attached: dict[str, Lease] = {}
         #: Cut off, but their devices and flows are not cleared away yet.
@@ -248,7 +250,7 @@ class Ledger:
 
     def places(self, host: Iterable[Address]) -> str:
         """The transaction that sets pools, egress and resolvers."""
-        return places_text(self.network_places(), host, self.doors, self.manner)
+        return places_text(self.network_places(), host, self.doors, self.manner, told=self.is_apart)
 
     def network_places(self) -> list[NetworkPlaces]:
         """Each network's share of the sets."""

@@ -141,7 +141,12 @@ class Relays:
         network = self._ledger.network(attachment.network)
         upstreams = network.spec.dns or host_resolvers(loopback=True)
         synthetic = network.spec.synthetic
-        gateway.set_guest(attachment, upstreams, network.egress, synthetic=synthetic)
+        own: list[Address | None] = [attachment.gateway_ipv4, attachment.gateway_ipv6]
+        if self._site.is_apart:
+            # Nobody is at home at the gateway's addresses: they are in another namespace.
+            own = sorted(self._site.surroundings().addresses, key=str)
+        host = [each for each in own if each is not None and not each.is_link_local]
+        gateway.set_guest(attachment, upstreams, network.egress, synthetic=synthetic, host=host)
 
     def _tell_places(self, gateway: Gateway) -> None:
         host = {*self._site.surroundings().addresses, *self._ledger.gateways()}

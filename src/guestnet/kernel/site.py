@@ -78,6 +78,9 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class NamespaceSite:
     """`Site` in a namespace that stands already: by name or path, or None for the process's own."""
 
+    #: Relayed flows leave from this very namespace.
+    is_apart = False
+
     def __init__(self, netns: str | None = None, relays_all: bool = False) -> None:
         #: Whether what addresses decide is relayed as well, and not forwarded.
         self.relays_all = relays_all

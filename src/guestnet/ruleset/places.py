@@ -104,11 +104,14 @@ def places_text(
     host: Iterable[Address],
     doors: Doors | None = None,
     manner: Manner = Manner.FORWARDED,
+    *,
+    told: bool = False,
 ) -> str:
     """One transaction that makes the machine's sets say exactly this.
 
     In the relayed manner nothing leaves by an egress interface, whatever networks name, and the
-    gateway is the only resolver.
+    gateway is the only resolver; `told` has it refuse what is refused, as far as that is TCP, so
+    that it tells of it.
     """
     host = list(host)
     members: dict[str, list[str]] = {name: [] for name in _SETS}
@@ -139,7 +142,7 @@ def places_text(
             joined = ", ".join(dict.fromkeys(listed))
             lines.append(f"add element inet {TABLE} {name} {{ {joined} }}")
     datagrams = doors.relay_udp if doors is not None else None
-    return "\n".join(lines) + "\n" + manner_text(manner, host, datagrams)
+    return "\n".join(lines) + "\n" + manner_text(manner, host, datagrams, told=told)
 
 
 def _network_members(network: NetworkPlaces, members: dict[str, list[str]]) -> None:

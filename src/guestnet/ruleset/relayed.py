@@ -9,6 +9,7 @@ asks them on the way out, this one asks on the way in, before routing:
    site is not (a private namespace) is taken at once: only the gateway can tell them.
 2. *asking* marks the packet and asks the guest's policy. A refusal is what it is elsewhere; where
    the policy says `leave`, that chain sees the mark, sets another (taken) and accepts.
+   Where the gateway is to tell of refusals too, TCP is not asked about: the gateway does that.
 3. What is taken is redirected (TCP, when a connection begins) or delivered to this machine by a
    route for its mark: datagrams to the gateway's door with their destination as it was (TPROXY),
    echo requests to its raw sockets. Anything else is refused, as is all while there is no gateway.
@@ -87,7 +88,9 @@ fib saddr type != local drop
 """
 
 
-def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) -> str:
+def manner_text(
+    manner: Manner, host: Iterable[Address], datagrams: int | None, *, told: bool = False
+) -> str:
     """What the places say about the manner; `datagrams` is the port of the gateway's UDP door."""
     host = list(host)
     chains: dict[str, list[str]] = {TAKE: [], RELAYED: [], QUESTIONS: []}
@@ -100,7 +103,7 @@ def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) 
     if manner is Manner.RELAYED:
         low = ", ".join(str(each) for each in host if each.version == 4)
         high = ", ".join(str(each) for each in host if each.version == 6)
-        chains[RELAYED] = _relayed(low, high)
+        chains[RELAYED] = _relayed(low, high, told)
         # The host's own are its own services, and nobody asks by loopback addresses.
         chains[QUESTIONS] = [
             f"ip daddr {{ {', '.join(['127.0.0.0/8', *([low] if low else [])])} }} return",
@@ -114,7 +117,7 @@ def manner_text(manner: Manner, host: Iterable[Address], datagrams: int | None) 
     return "\n".join(lines) + "\n"
 
 
-def _relayed(low: str, high: str) -> list[str]:
+def _relayed(low: str, high: str, told: bool) -> list[str]:
     take = f"meta mark set {MARK_TAKEN:#x} accept"
     return [
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
@@ -129,5 +132,6 @@ def _relayed(low: str, high: str) -> list[str]:
         f"ip6 daddr {{ {', '.join(map(str, GIVEN_UP))} }} goto refuse_egress",
         *([f"ip daddr {{ {low} }} {take}"] if low else []),
         *([f"ip6 daddr {{ {high} }} {take}"] if high else []),
+        *([f"meta l4proto tcp {take}"] if told else []),
         "goto asking",
     ]

@@ -12,14 +12,15 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from ...errors import ConfigError, GuestnetError, HostError
 from ...plan import MakeDevice, Step
-from .. import link
+from .. import link, sysctl
 from .. import netlink as nl
 from ..netlink import NetlinkSocket
-from ..netns import CLONE_NEWNET, own_user_namespace
+from ..netns import CLONE_NEWNET, inside, own_user_namespace
 from ..process import die_with_parent, hear_signals
 from ..site import NamespaceSite
 from .channel import Channel
@@ -35,6 +36,13 @@ class InnerSite(NamespaceSite):
     def perform(self, steps: Iterable[Step]) -> None:
         """Do the steps; a TAP belongs to the site's user, whatever number that has outside."""
         super().perform([self._translated(step) for step in steps])
+
+    def new_namespace(self) -> str:
+        """A guest's namespace; programs there may ping, as they may not open raw sockets."""
+        path = super().new_namespace()
+        with inside(self._made[path]), suppress(HostError):
+            sysctl.write("ipv4/ping_group_range", "0 0")
+        return path
 
     def _translated(self, step: Step) -> Step:
         if not isinstance(step, MakeDevice):

@@ -38,6 +38,8 @@ class RootlessSite:
 
     #: Nothing in the namespace leads outside.
     relays_all = True
+    #: The namespace is not the one that flows leave from: it has none of the host's addresses.
+    is_apart = True
     #: The gateway stays where its owner is.
     netns_fd: int | None = None
 
