@@ -247,7 +247,7 @@ class WorkerProcess:
     def _bury(self) -> None:
         process = self._process
         if process is not None:
-            if self._stopping:
+            if self._stopping and self.awaited:  # else it has no flows to reset
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(LAST_WORD_S)
             process.kill()
