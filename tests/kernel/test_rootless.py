@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,8 @@ from guestnet.host import Host
 from guestnet.kernel.netns import inside
 from guestnet.kernel.sysctl import write
 from lab import processes
-from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE
+from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, RESOLVER
+from lab.netns import ETC_NETNS
 from lab.user import User
 from lab.world import World
 
@@ -254,6 +257,35 @@ for family in (socket.AF_INET, socket.AF_INET6):
         done = user.run([sys.executable, "-c", program])
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["limits", "no-new-privileges", "landlock", "seccomp"]
+
+
+def test_a_namespace_of_somebody_else_s_is_refused(mine: Mine) -> None:
+    mine.up()
+    other = mine.world.add_guest("other")
+    done = mine.user.guestnet("attach", "box", "--netns", str(other.path))
+    assert done.returncode == 2
+    assert "belongs to another user namespace" in done.stderr
+    assert mine.json("ls") == []
+
+
+def test_a_resolver_on_the_host_s_loopback_serves_guests(mine: Mine) -> None:
+    """As systemd-resolved's does; and another one from when the host has another."""
+    local = replace(RESOLVER, name="local.example.test", ipv4=IPv4Address("127.0.0.53"), ipv6=None)
+    server = mine.world.serve(mine.world.site, local)
+    conf = ETC_NETNS / mine.world.site.name / "resolv.conf"
+    before = conf.read_text()
+    conf.write_text("nameserver 127.0.0.53\n")
+    mine.up()
+    mine.say("attach", "box", "--netns", "new", "--policy", f"allow@{NAME}:80")
+    fetch = ("exec", "box", "--", "curl", "-sS", f"http://{NAME}/")
+    assert json.loads(mine.say(*fetch))["server"] == "allowed"
+    assert {a.address for a in server.arrivals(kind="dns")} == {"127.0.0.53"}
+    # The guest itself cannot get there.
+    ask = ("exec", "box", "--", "dig", "+time=2", "+tries=1", "@127.0.0.53", NAME)
+    assert mine.user.guestnet(*ask).returncode == 9
+    server.stop()
+    conf.write_text(before)
+    eventually(lambda: mine.user.guestnet(*fetch).returncode == 0)
 
 
 def test_doctor_names_what_is_in_the_way(world: World) -> None:

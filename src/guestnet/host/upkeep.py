@@ -150,7 +150,8 @@ class Upkeep:
         changes: dict[str, Any] = {}
         if spec.mtu is None:
             changes["mtu"] = min(sizes, default=_MTU_UNKNOWN)
-        if spec.dns is None:
+        # Where the gateway answers every guest, it follows the host's resolvers.
+        if spec.dns is None and not self._site.is_apart:
             changes["dns"] = host_resolvers()
         return NetworkSpec(**{**spec.model_dump(), **changes}) if changes else spec
 

@@ -79,6 +79,15 @@ def join_owner(fd: int) -> bool:
         os.close(owner)
 
 
+def may_enter(fd: int) -> bool:
+    """Whether a namespace belongs to the calling process's user namespace, or to one below it."""
+    try:
+        os.close(fcntl.ioctl(fd, _NS_GET_USERNS))
+    except PermissionError:
+        return False
+    return True
+
+
 def own_user_namespace(outside: tuple[int, int], inside: tuple[int, int], flags: int = 0) -> None:
     """Give the calling process, of one thread, a user namespace of its own, and others by `flags`.
 

@@ -20,7 +20,7 @@ from ...plan import MakeDevice, Step
 from .. import link, sysctl
 from .. import netlink as nl
 from ..netlink import NetlinkSocket
-from ..netns import CLONE_NEWNET, inside, own_user_namespace
+from ..netns import CLONE_NEWNET, inside, may_enter, open_netns, own_user_namespace
 from ..process import die_with_parent, hear_signals
 from ..site import NamespaceSite
 from .channel import Channel
@@ -48,11 +48,24 @@ class InnerSite(NamespaceSite):
         if not isinstance(step, MakeDevice):
             return step
         device = step.device
+        if device.netns is not None:
+            _check_below(device.netns)
         for key, asked, own in (("owner", device.owner, self._uid), ("group", device.gid, None)):
             if asked not in (None, own):
                 right = "without root a TAP is its user's alone; leave it out"
                 raise ConfigError(key, asked, right)
         return replace(step, device=replace(device, owner=None))
+
+
+def _check_below(netns: str) -> None:
+    """Raise `ConfigError` for a namespace of which this process's user namespace is not root."""
+    fd = open_netns(netns)
+    try:
+        if not may_enter(fd):
+            right = "belongs to another user namespace; netns=new makes one that is the site's"
+            raise ConfigError("netns", netns, right)
+    finally:
+        os.close(fd)
 
 
 def enter(uid: int, gid: int) -> None:
