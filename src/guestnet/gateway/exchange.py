@@ -11,7 +11,7 @@ from typing import Protocol as Interface
 from ..flow import Reactor, Timer
 from ..flow.inward import Inward, read_echo_reply
 from ..model import Decision
-from ..policy import FlowName, Mode, Protocol, Verdict
+from ..policy import FlowName, Protocol, Verdict
 from .guests import Guest
 from .outward import Outward, Peer, Problem
 
@@ -160,8 +160,7 @@ class Exchange:
 
     def tell(self, verdict: Verdict, reason: str) -> bool:
         """Report what was decided; False if the guest's share of what is told is used up."""
-        reports = self.guest.policy.mode is Mode.REPORT
-        omitted = self.guest.share.take(time.time(), reports=reports)
+        omitted = self.guest.share.take(time.time())
         if omitted is None:
             return False
         self._owner.tell(
