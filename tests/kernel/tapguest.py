@@ -13,8 +13,8 @@ import pytest
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
+from guestnet.frames.virtio import VirtioNetHeader
 from guestnet.kernel.tap import Tap
-from guestnet.kernel.tap.virtio import VirtioNetHeader
 
 HOST_MAC, GUEST_MAC = "02:6d:73:00:00:01", "02:6d:73:00:00:02"
 HOST4, GUEST4 = "10.0.0.1", "10.0.0.2"

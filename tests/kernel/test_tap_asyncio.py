@@ -14,8 +14,8 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import ARP, Ether
 
 from guestnet.errors import HostError
+from guestnet.frames.virtio import VirtioNetHeader
 from guestnet.kernel.tap import Tap
-from guestnet.kernel.tap.virtio import VirtioNetHeader
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from guestnet.errors import ConfigError, HostError
+from guestnet.frames.virtio import Gso, HeaderFlag, VirtioHeaderError, VirtioNetHeader
 from guestnet.kernel.tap import Offload, Tap
-from guestnet.kernel.tap.virtio import Gso, HeaderFlag, VirtioHeaderError, VirtioNetHeader
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:

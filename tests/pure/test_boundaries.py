@@ -14,17 +14,19 @@ SOURCE = Path(__file__).parents[2] / "src" / "guestnet"
 FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "directories": set(),
-    "model": {"errors"},
+    "frames": {"errors"},
+    "model": {"errors", "frames"},
     "policy": {"errors", "model"},
     "address": {"errors", "model"},
     "ruleset": {"errors", "model", "policy", "address"},
     "plan": {"errors", "model", "policy", "address", "ruleset"},
     "store": {"errors", "model", "address", "plan"},
-    "kernel": {"errors", "model", "ruleset", "plan"},
-    "vmm": {"errors", "model"},
+    "kernel": {"errors", "frames", "model", "ruleset", "plan"},
+    "vmm": {"errors", "frames", "model"},
     "dns": {"errors"},
     "flow": {"errors"},
     "gateway": {"errors", "model", "policy", "address", "ruleset", "kernel", "dns", "flow"},
+    "pump": {"errors", "frames", "model", "kernel"},
 }
 FLOORS["host"] = set(FLOORS)
 FLOORS["settings"] = {"errors", "directories", "model", "policy"}
@@ -34,7 +36,7 @@ FLOORS["cli"] = {*FLOORS["daemon"], "client", "daemon"}
 #: The package's front: it may show anything, but no room may reach things through it.
 FRONT = {"__init__", "__main__"}
 
-PURE = {"policy", "address", "ruleset", "plan", "dns"}
+PURE = {"policy", "address", "ruleset", "plan", "dns", "frames"}
 #: Of a room whose loops own sockets, the files that read what guests wrote.
 PURE_FILES = {
     "flow/first.py",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestnet.errors import GuestnetError
-from guestnet.kernel.tap.virtio import (
+from guestnet.frames.virtio import (
     GSO_ECN,
     HEADER_BYTES,
     PLAIN,

@@ -13,9 +13,9 @@ from typing import NoReturn
 from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
 from ..flow.pipes import MAX_PIPES
+from ..kernel.confine import confine
 from ..model import Decision
 from .asking import Asking
-from .confine import confine
 from .connection import Means
 from .datagrams import Datagrams
 from .doorway import Doorway

@@ -11,11 +11,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ...frames.virtio import VirtioHeaderError, VirtioNetHeader
     from .attach import TapSpec
     from .device import Tap, random_mac
     from .frames import FrameDevice
     from .ioctl import Offload
-    from .virtio import VirtioHeaderError, VirtioNetHeader
 
 __all__ = [
     "FrameDevice",
@@ -32,8 +32,8 @@ _HOMES = {
     "Offload": "ioctl",
     "Tap": "device",
     "TapSpec": "attach",
-    "VirtioHeaderError": "virtio",
-    "VirtioNetHeader": "virtio",
+    "VirtioHeaderError": "..frames.virtio",
+    "VirtioNetHeader": "..frames.virtio",
     "random_mac": "device",
 }
 

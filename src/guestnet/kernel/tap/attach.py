@@ -24,8 +24,9 @@ from typing import Annotated, Self
 from pydantic import Field, InstanceOf, model_validator
 
 from ...errors import BusyError, ConfigError, ConflictError, HostError, NotFoundError
+from ...frames import virtio
 from ...model import InterfaceName, Mac, Value
-from . import ioctl, virtio
+from . import ioctl
 from .control import Control, Device
 from .frames import TAP_MTU_MAX, TAP_MTU_MIN
 from .holders import UNKNOWN, describe_holders

@@ -21,20 +21,15 @@ from contextlib import ExitStack
 from typing import Literal, Self
 
 from ...errors import ConfigError, HostError
-from . import attach, ioctl, virtio
+from ...frames import virtio
+from ...frames.framing import ETHERNET_HEADER_BYTES, FRAME_BYTES_MAX
+from ...frames.virtio import VirtioNetHeader
+from . import attach, ioctl
 from .attach import Attached, TapSpec
 from .control import Control
-from .frames import (
-    ETHERNET_HEADER_BYTES,
-    FRAME_BYTES_MAX,
-    Frame,
-    FrameDevice,
-    frame_bytes,
-    frame_limit,
-)
+from .frames import Frame, FrameDevice, frame_bytes, frame_limit
 from .interface import TapInterface
 from .ioctl import Offload
-from .virtio import VirtioNetHeader
 
 __all__ = ["FrameDevice", "Offload", "Tap", "random_mac"]
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from ...errors import ConfigError
+from ...frames.framing import ETHERNET_HEADER_BYTES, VLAN_TAG_BYTES
 
-#: Destination, source, type (IEEE 802.3).
-ETHERNET_HEADER_BYTES = 14
-#: IEEE 802.1Q; the MTU does not count it.
-VLAN_TAG_BYTES = 4
-#: The longest frame a kernel hands out or takes: a full IPv6 packet, segmentation pending.
-FRAME_BYTES_MAX = ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES + 40 + 65535
 #: The kernel's own limits for a TAP: 65535 less the Ethernet header (tun_net_initialize()).
 TAP_MTU_MIN, TAP_MTU_MAX = 68, 65535 - ETHERNET_HEADER_BYTES
 

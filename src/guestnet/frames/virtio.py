@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-from ...errors import GuestnetError
+from ..errors import GuestnetError
 
 #: The modern header: always with `num_buffers`, always little-endian.
 HEADER_BYTES = 12

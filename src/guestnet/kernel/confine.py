@@ -1,7 +1,8 @@
 """Giving up everything that reading guests' bytes does not need.
 
-Called once, after all modules are loaded and all sockets are there. Each step that the kernel does
-not offer is left out and told, so that `doctor` can say how far the gateway is confined.
+Called once by the gateway and by each pump, after all modules are loaded and all sockets are there.
+Each step that the kernel does not offer is left out and told, so that `doctor` can say how far a
+process is confined.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import platform
 import resource
 import socket
 import struct
+from collections.abc import Iterable
 
-from ..kernel.process import die_with_parent
+from .process import die_with_parent
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 #: linux/prctl.h
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_PR_SET_KEEPCAPS = 8
+#: linux/capability.h
+_CAPABILITY_VERSION = 0x20080522
+_CAP_DAC_OVERRIDE = 1
 _SECCOMP_MODE_FILTER = 2
 #: asm-generic/unistd.h: the same numbers on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -50,11 +56,23 @@ _SOCKET = (41, 198)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 #: The numbers of x86_64's other calling convention (asm/unistd.h), which would pass the filter.
 _X32 = 0x40000000
+#: What beside that a process does not call that is handed all its descriptors, and starts nothing.
+#: ioctl too: the descriptor of a TAP is enough to give the TAP away.
+_FORBIDDEN_TO_PUMPS = {
+    "socket": _SOCKET, "socketpair": (53, 199), "bind": (49, 200), "listen": (50, 201),
+    "connect": (42, 203), "ioctl": (16, 29), "clone": (56, 220), "clone3": (435, 435),
+}  # fmt: skip
 _AUDIT_ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
-def confine(uid: int, gid: int) -> tuple[str, ...]:
-    """Give up rights, one kind after the other; returns the names of those given up."""
+def confine(
+    uid: int, gid: int, *, pump: bool = False, answers_any: bool = False
+) -> tuple[str, ...]:
+    """Give up rights, one kind after the other; returns the names of those given up.
+
+    A `pump` makes no sockets, no processes and no ioctls. One that `answers_any` keeps a single
+    capability: no file's mode keeps it from sending to a datagram socket.
+    """
     done = []
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
@@ -68,7 +86,11 @@ def confine(uid: int, gid: int) -> tuple[str, ...]:
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)  # the last capability goes with it
+        if answers_any:
+            _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresuid(uid, uid, uid)  # the capabilities go with it
+        if answers_any:
+            _keep_capability(_CAP_DAC_OVERRIDE)
         done.append("user")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no children, no threads
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -79,9 +101,20 @@ def confine(uid: int, gid: int) -> tuple[str, ...]:
     die_with_parent()
     if _landlock():
         done.append("landlock")
-    if _seccomp():
+    forbidden = {**_FORBIDDEN, **(_FORBIDDEN_TO_PUMPS if pump else {})}
+    if _seccomp(forbidden.values()):
         done.append("seccomp")
     return tuple(done)
+
+
+def _keep_capability(number: int) -> None:
+    """Have this capability and no other, of those that `PR_SET_KEEPCAPS` left (capset(2))."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
+    bit = 1 << number
+    # Effective, permitted and inheritable, of capabilities 0 to 31 and of 32 to 63.
+    sets = ctypes.create_string_buffer(struct.pack("=6I", bit, bit, 0, 0, 0, 0))
+    if _libc.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _landlock() -> bool:
@@ -102,13 +135,16 @@ def _landlock() -> bool:
         os.close(fd)
 
 
-def _seccomp() -> bool:
-    """Refuse (EPERM) what takes over, leaves or ends a process, and sockets but the internet's."""
+def _seccomp(forbidden: Iterable[tuple[int, int | None]]) -> bool:
+    """Refuse (EPERM) system calls by their numbers on each architecture.
+
+    And sockets but the internet's.
+    """
     arch = _AUDIT_ARCH.get(platform.machine())
     if arch is None:
         return False
     column, audit = arch
-    numbers = [n[column] for n in _FORBIDDEN.values() if n[column] is not None]
+    numbers = [n[column] for n in forbidden if n[column] is not None]
     # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_JMP|JGE|K, BPF_RET|K; offsets in struct seccomp_data.
     load, equal, above, answer = 0x20, 0x15, 0x35, 0x06
     first_argument = 16
