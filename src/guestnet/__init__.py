@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     )
     from .host import Host
     from .kernel.tap import Tap
-    from .model import Attachment, AttachRequest, NetworkInfo, NetworkSpec
+    from .kernel.tap.handover import HandedTap, receive_tap
+    from .model import Attachment, AttachRequest, NetworkInfo, NetworkSpec, TransportInfo
     from .policy import Policy, Verdict, parse_policy
+    from .pump.port import FramePort
     from .settings import Settings
 
 __all__ = [
@@ -38,8 +40,10 @@ __all__ = [
     "Client",
     "ConfigError",
     "ConflictError",
+    "FramePort",
     "Guestnet",
     "GuestnetError",
+    "HandedTap",
     "Host",
     "HostError",
     "NetworkInfo",
@@ -50,12 +54,14 @@ __all__ = [
     "PoolFullError",
     "Settings",
     "Tap",
+    "TransportInfo",
     "UnreachableError",
     "Verdict",
     "attach",
     "connect",
     "detach",
     "parse_policy",
+    "receive_tap",
 ]
 
 _HOMES = {
@@ -63,8 +69,10 @@ _HOMES = {
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "host": ("Host",),
     "kernel.tap": ("Tap",),
-    "model": ("AttachRequest", "Attachment", "NetworkInfo", "NetworkSpec"),
+    "kernel.tap.handover": ("HandedTap", "receive_tap"),
+    "model": ("AttachRequest", "Attachment", "NetworkInfo", "NetworkSpec", "TransportInfo"),
     "policy": ("Policy", "Verdict", "parse_policy"),
+    "pump.port": ("FramePort",),
     "settings": ("Settings",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

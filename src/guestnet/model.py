@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from .errors import ConfigError
+from .frames.transport import Kind, Transport
 
 #: IPv4's minimum (RFC 791) and the largest value the field of an interface takes.
 MTU_MIN, MTU_MAX = 68, 65535
@@ -32,6 +33,8 @@ MTU_MIN, MTU_MAX = 68, 65535
 MTU_MIN_IPV6 = 1280
 #: User and group ids as an ioctl takes them: a positive C int.
 UID_MAX = 2**31 - 1
+#: Descriptors in one message between processes (SCM_MAX_FD of net/scm.h).
+TAP_FD_QUEUES_MAX = 253
 #: A guest id is text for people and logs; nothing of it reaches a path, a shell or a device name.
 GUEST_ID_MAX_BYTES = 255
 #: IFNAMSIZ is 16 with the terminating zero (linux/if.h).
@@ -117,6 +120,10 @@ def _exact_network(value: object) -> object:
     return value
 
 
+def _transport_text(value: str) -> str:
+    return str(Transport.parse(value))
+
+
 def _path_text(value: object) -> object:
     return str(value) if isinstance(value, PurePath) else value
 
@@ -128,6 +135,7 @@ def _egress(value: object) -> object:
 GuestId = Annotated[str, Field(strict=True), AfterValidator(check_guest_id)]
 NetworkName = Annotated[str, AfterValidator(_check_network_name)]
 InterfaceName = Annotated[str, AfterValidator(check_interface_name)]
+TransportText = Annotated[str, AfterValidator(_transport_text)]
 Mac = Annotated[str, AfterValidator(check_mac)]
 Mtu = Annotated[int, Field(ge=MTU_MIN, le=MTU_MAX)]
 Ipv4Pool = Annotated[IPv4Network, BeforeValidator(_exact_network)]
@@ -357,9 +365,11 @@ class AttachRequest(Value):
     guest_interface: InterfaceName = "eth0"
     #: More than 1 makes a multi-queue TAP.
     queues: Annotated[int, Field(ge=1, le=256)] = 1
-    #: User and group id that may open the TAP without privileges.
+    #: User and group id that may open the TAP, or use the transport's socket, without privileges.
     owner: Annotated[int, Field(ge=0, le=UID_MAX)] | None = None
     group: Annotated[int, Field(ge=0, le=UID_MAX)] | None = None
+    #: For a VMM that does not open the TAP itself: `stream:/run/vm-1.sock` (docs/transports.md).
+    transport: TransportText | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -373,6 +383,13 @@ class AttachRequest(Value):
                     )
             if self.queues != 1:
                 raise ConfigError("queues", self.queues, "a namespace guest has no TAP queues")
+            if self.transport is not None:
+                raise ConfigError("transport", self.transport, "a namespace guest has no VMM")
+        if self.transport is not None and self.queues > 1:
+            most = TAP_FD_QUEUES_MAX if Transport.parse(self.transport).kind is Kind.TAP_FD else 1
+            if self.queues > most:
+                right = f"this transport has {most}; only tap-fd hands over several"
+                raise ConfigError("queues", self.queues, right)
         return self
 
 
@@ -403,6 +420,8 @@ class Attachment(Value):
     queues: int = 1
     owner: int | None = None
     group: int | None = None
+    #: Canonical text of the transport, if there is one.
+    transport: str | None = None
 
     @property
     def kind(self) -> Literal["tap", "veth"]:
@@ -429,6 +448,30 @@ class NetworkInfo(Value):
     #: Released addresses that still rest.
     resting: int
     skipped: tuple[Skipped, ...] = ()
+
+
+class TransportInfo(Value):
+    """How an attachment's transport goes; counters are since its daemon began."""
+
+    guest: GuestId
+    transport: str
+    #: It is there for its VMM: listening, or trying to connect.
+    serving: bool = False
+    #: A VMM is connected. With tap-fd nobody knows: the TAP is its own.
+    connected: bool = False
+    #: The VMM's own socket, if it has a name.
+    peer: str = ""
+    #: The process that carries its frames.
+    pid: int | None = None
+    connections: int = 0
+    #: Frames from the VMM that were none; in a stream, each ended the connection.
+    malformed: int = 0
+    #: Frames from the VMM that the TAP did not take.
+    refused: int = 0
+    #: Times that the process ended unasked.
+    restarts: int = 0
+    #: What went wrong last; empty when nothing is wrong.
+    problem: str = ""
 
 
 class Usage(Value):

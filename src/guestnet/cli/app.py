@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import GuestnetError
-from . import execute, guests, lifecycle, machine, networks, policies, run, watch
+from . import execute, guests, handed, lifecycle, machine, networks, policies, run, watch
 from .context import Context, of
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _room in (lifecycle, guests, machine, execute, run, watch):
+for _room in (lifecycle, guests, machine, execute, handed, run, watch):
     _room.register(app)
 app.add_typer(networks.app, name="network")
 app.add_typer(policies.app, name="policy")

@@ -10,7 +10,7 @@ from ..client import absolute_netns
 from ..errors import ConfigError
 from . import output
 from .context import Json, of
-from .values import group_id, policy_text, user_id
+from .values import absolute_transport, group_id, policy_text, user_id
 
 #: `vmm.FORMATS`, told without importing them; a test holds the two together.
 FORMATS = (
@@ -42,8 +42,17 @@ def attach(
     ] = None,
     guest_interface: Annotated[str | None, typer.Option(help="Its name in the guest.")] = None,
     queues: Annotated[int | None, typer.Option(help="Queues of the TAP.")] = None,
-    owner: Annotated[str | None, typer.Option(help="User that may open the TAP.")] = None,
-    group: Annotated[str | None, typer.Option(help="Group that may open the TAP.")] = None,
+    owner: Annotated[
+        str | None, typer.Option(help="User that may open the TAP, or the transport's socket.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Group that may, likewise.")] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND[+vnet]:PATH",
+            help="For a VMM that does not open the TAP: stream, stream-client, dgram or tap-fd.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Give a guest its network. One that is attached just so is left as it is."""
@@ -61,6 +70,7 @@ def attach(
         "queues": queues,
         "owner": user_id(owner),
         "group": group_id(group),
+        "transport": absolute_transport(transport) if transport else transport,
     }
     asked = {key: value for key, value in asked.items() if value is not None}
     attachment = of(ctx).api.post("/v1/guests", asked)
@@ -133,14 +143,18 @@ def show(
     attachment = api.get("/v1/guest", {"id": vm})
     usage = api.get("/v1/guest/usage", {"id": vm})
     del usage["guest"]
+    state = api.get("/v1/guest/transport", {"id": vm}) if attachment["transport"] else None
     if json:
-        output.as_json({**attachment, "usage": usage})
+        shown = {"transport_state": state} if state else {}
+        output.as_json({**attachment, "usage": usage, **shown})
         return
     received = f"{usage['rx_bytes']} bytes in {usage['rx_packets']} packets"
     sent = f"{usage['tx_bytes']} bytes in {usage['tx_packets']} packets"
-    output.fields(
-        {**_told(attachment), "received": received, "sent": sent, "refused": usage["refused"]}
-    )
+    told = {**_told(attachment), "received": received, "sent": sent, "refused": usage["refused"]}
+    if state:
+        told |= {"vmm": _connection(state), "malformed": state["malformed"]}
+        told |= {"problem": state["problem"]} if state["problem"] else {}
+    output.fields(told)
 
 
 def _told(attachment: dict[str, Any]) -> dict[str, object]:
@@ -159,7 +173,16 @@ def _told(attachment: dict[str, Any]) -> dict[str, object]:
     }
     if attachment["netns"]:
         told |= {"netns": attachment["netns"], "interface": attachment["guest_interface"]}
+    if attachment["transport"]:
+        told |= {"transport": attachment["transport"]}
     return told
+
+
+def _connection(state: dict[str, Any]) -> str:
+    """Whether a VMM is connected to a transport."""
+    if state["connected"]:
+        return f"connected, {state['peer']}" if state["peer"] else "connected"
+    return "not connected" if state["serving"] else "not served"
 
 
 def _by(address: str | None, gateway: str | None) -> str | None:

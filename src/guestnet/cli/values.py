@@ -53,6 +53,12 @@ def group_id(name: str | None) -> int | None:
         raise ConfigError("group", name, "there is no such group") from None
 
 
+def absolute_transport(text: str) -> str:
+    """A transport whose path is absolute: the daemon works in another directory."""
+    kind, colon, path = text.partition(":")
+    return f"{kind}:{Path(path).absolute()}" if colon and path else text
+
+
 def destination(address: str, port: str | None) -> tuple[str, int | None]:
     """`ADDRESS`, `ADDRESS:PORT`, `[IPV6]:PORT`, or both apart. The address is checked later."""
     if address.startswith("["):

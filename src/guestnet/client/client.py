@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NetworkInfo,
         NetworkSpec,
         Repairs,
+        TransportInfo,
         Usage,
     )
 
@@ -43,6 +44,7 @@ class Guestnet(Protocol):
     def attachments(self, network: str | None = None) -> list[Attachment]: ...
     def attachment(self, guest: str) -> Attachment: ...
     def usage(self, guest: str) -> Usage: ...
+    def transport(self, guest: str) -> TransportInfo | None: ...
     def explain(
         self,
         guest: str,
@@ -156,6 +158,13 @@ class Client:
         from ..model import Usage
 
         return Usage.read(self.api.get("/v1/guest/usage", {"id": guest}))
+
+    def transport(self, guest: str) -> TransportInfo | None:
+        """How a guest's transport goes, or None if its VMM opens the TAP."""
+        from ..model import TransportInfo
+
+        found = self.api.get("/v1/guest/transport", {"id": guest})
+        return TransportInfo.read(found) if found is not None else None
 
     # -- asking ------------------------------------------------------------------------------
 

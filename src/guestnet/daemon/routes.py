@@ -26,6 +26,7 @@ from ..model import (
     NetworkInfo,
     NetworkSpec,
     Repairs,
+    TransportInfo,
     Usage,
 )
 from ..policy import parse_policy, warnings
@@ -85,6 +86,7 @@ class Routes:
         add("GET", "/guest", self.attachment, Attachment)
         add("DELETE", "/guest", self.detach, bodies.Detached)
         add("GET", "/guest/usage", self.usage, Usage)
+        add("GET", "/guest/transport", self.transport, TransportInfo | None)
         add("GET", "/guest/format", self.words, bodies.Words)
         add("POST", "/guest/explain", self.explain, bodies.Explained)
         add("POST", "/guest/policy", self.set_policy, Attachment)
@@ -143,6 +145,10 @@ class Routes:
     def usage(self, guest: GuestQuery) -> Response:
         """A guest's traffic counters."""
         return _one(self._host.usage(guest))
+
+    def transport(self, guest: GuestQuery) -> Response:
+        """How a guest's transport goes; null if its VMM opens the TAP."""
+        return _one(RootModel[TransportInfo | None](self._host.transport(guest)))
 
     def words(
         self,

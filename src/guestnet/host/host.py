@@ -34,6 +34,7 @@ from ..model import (
     NetworkSpec,
     Repairs,
     Topology,
+    TransportInfo,
     Usage,
 )
 from ..plan import Admit, Exchange, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
@@ -50,6 +51,7 @@ from .placing import Placer
 from .reaper import Reaper
 from .relays import Relays
 from .sameness import check_same_attachment, check_same_network
+from .transports import Transports
 from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,8 @@ class Host:
             Manner.RELAYED if site.relays_all else Manner.FORWARDED, is_apart=site.is_apart
         )
         self._placer = Placer(self._ledger, site)
-        self._upkeep = Upkeep(self._ledger, store, site, self._placer)
+        self._transports = Transports(site)
+        self._upkeep = Upkeep(self._ledger, store, site, self._placer, self._transports)
         self._reaper = Reaper(self._clear_away)
         self._decisions = decisions
         self._relays = Relays(self._ledger, site, decisions.take, workers)
@@ -141,6 +144,8 @@ class Host:
             there.watch(host._lost)
             host._generation = host._upkeep.recover(time.time())
             host._relays.start()
+            stack.callback(host._transports.close)
+            host._serve_transports()
             stack.pop_all()
         host._reaper.start()
         return host
@@ -178,6 +183,7 @@ class Host:
         finally:
             # Whoever is in the middle of an operation finishes it first.
             with self._lock:
+                self._transports.close()
                 self._relays.close()
                 self._store.close()
                 self._site.close()
@@ -249,8 +255,9 @@ class Host:
         """Give a guest its network: device, addresses, rules. Returns what it was given.
 
         `options` are the fields of `AttachRequest`: network, policy, ipv4, ipv6, mac, mtu, tap,
-        netns, guest_interface, queues, owner, group. A guest that is attached just so is returned
-        as it is; otherwise `ConflictError`. The network `default` comes into being when first used.
+        netns, guest_interface, queues, owner, group, transport. A guest that is attached just so is
+        returned as it is; otherwise `ConflictError`. The network `default` comes into being when
+        first used.
         `netns="new"` makes a namespace for the guest, which goes with it or with this object.
         """
         request = AttachRequest(guest=guest, **options)
@@ -330,11 +337,14 @@ class Host:
                 self._relays.admit(attachment, policy)
                 # Elements last: until they stand nothing of the guest passes.
                 self._site.perform([MakeDevice(self._ledger.device(attachment)), Admit(elements)])
+                # The VMM's socket after that: who connects has the network.
+                self._transports.serve(attachment)
                 lease = replace(lease, state=LeaseState.ATTACHED)
                 self._store.write([lease])
             except BaseException:
                 self._ledger.policies.drop(policy)
                 self._relays.forget(attachment.guest)
+                self._transports.end(attachment.guest)
                 # Where even this fails the lease stays `attaching` and its slot taken: nobody else
                 # gets the address, and the next start clears away.
                 self._site.perform([Expel(elements)])
@@ -395,6 +405,7 @@ class Host:
             queues=request.queues,
             owner=request.owner,
             group=request.group,
+            transport=request.transport,
         )
 
     def _answers(self, policy: Policy) -> bool:
@@ -422,6 +433,7 @@ class Host:
             self._ledger.cut(lease)
             self._ledger.policies.drop(policy)
             self._relays.forget(guest)
+            self._transports.end(guest)
             self._decisions.forget(guest)
             self._drop_namespace(attachment.netns)
         self._reaper.add(lease)
@@ -543,6 +555,16 @@ class Host:
             refused=refused,
         )
 
+    def transport(self, guest: str) -> TransportInfo | None:
+        """How a guest's transport goes, or None if its VMM opens the TAP; or `NotFoundError`."""
+        with self._lock:
+            return self._transports.info(self._ledger.attachment(guest))
+
+    def _serve_transports(self) -> None:
+        """Serve what a former process served, or what could not be served until now."""
+        for attachment in list(self._ledger.attachments()):
+            self._transports.resume(attachment)
+
     # -- asking ------------------------------------------------------------------------------
 
     def explain(
@@ -604,6 +626,7 @@ class Host:
             if self._upkeep.follow():
                 self._relays.tell_again()
             self._relays.follow()
+            self._serve_transports()
 
     def doctor(self) -> list[Finding]:
         """Look for what keeps guests from working on this machine, each finding with its remedy."""

@@ -35,7 +35,7 @@ def check_same_attachment(request: AttachRequest, policy: Policy | None, known: 
     for key in ("ipv4", "ipv6"):
         interface = getattr(known, key)
         standing[key] = interface.ip if interface is not None else None
-    for key in ("guest_interface", "queues", "owner", "group"):
+    for key in ("guest_interface", "queues", "owner", "group", "transport"):
         asked[key], standing[key] = getattr(request, key), getattr(known, key)
     netns = str(netns_path(request.netns)) if request.netns is not None else None
     optional = ("mac", "mtu", "tap", "ipv4", "ipv6", "policy")

@@ -21,6 +21,7 @@ from ..store import Lease, LeaseState, NetworkRecord, Store
 from .ledger import Ledger, pinning_rules, read_policy
 from .network import LiveNetwork
 from .placing import Placer
+from .transports import Transports
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,19 @@ _MTU_UNKNOWN = 1500
 class Upkeep:
     """The host's housekeeping. Its caller holds the host's lock."""
 
-    def __init__(self, ledger: Ledger, store: Store, site: Site, placer: Placer) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        site: Site,
+        placer: Placer,
+        transports: Transports,
+    ) -> None:
         self._ledger = ledger
         self._store = store
         self._site = site
         self._placer = placer
+        self._transports = transports
 
     # -- start -------------------------------------------------------------------------------
 
@@ -102,6 +111,8 @@ class Upkeep:
         self._site.forget_flows([interface.ip for interface in interfaces])
         self._site.forget_refusals([e for a in attachments for e in refusal_elements(a)])
         self.unpin(attachments)
+        for each in attachments:
+            self._transports.clear(each)
         self._store.write(
             replace(lease, state=LeaseState.RELEASED, changed_at=now, attachment=None)
             for lease in gone

@@ -94,6 +94,8 @@ def guest_device(spec: NetworkSpec, place: Placement, attachment: Attachment) ->
         routes.append(IPv6Network((int(place.ipv6.ip), 128)))
     guest = [a for a in (attachment.ipv4, attachment.ipv6) if a is not None]
     gateways = [a for a in (attachment.gateway_ipv4, attachment.gateway_ipv6) if a is not None]
+    # With a transport they may use its socket, and the TAP is ours to open.
+    opens_tap = attachment.transport is None
     return GuestDevice(
         name=attachment.tap,
         group=GROUP_ROUTED if routed else GROUP_PORT,
@@ -107,8 +109,8 @@ def guest_device(spec: NetworkSpec, place: Placement, attachment: Attachment) ->
         master="" if routed else spec.bridge or "",
         isolated=spec.isolate,
         queues=attachment.queues,
-        owner=attachment.owner,
-        gid=attachment.group,
+        owner=attachment.owner if opens_tap else None,
+        gid=attachment.group if opens_tap else None,
         netns=attachment.netns,
         guest_interface=attachment.guest_interface,
     )

@@ -90,12 +90,13 @@ _ALL = (
         options={
             "mmio": "virtio-net-device, for machines without PCI as microvm",
             "vhost": "packets move in the host's kernel; needs /dev/vhost-net",
+            "reconnect": "of the transport stream: connect anew when cut; needs QEMU 9.2",
         },
     ),
     Format(
         "libkrun",
-        "call of krun_add_net_tap in C; as data, its values",
-        libkrun.add_net_tap,
+        "call of krun_add_net_tap (or _unixstream, _unixgram) in C; as data, its values",
+        libkrun.add_net,
         libkrun.c_source,
     ),
     Format(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 from ..errors import ConfigError
+from ..frames.transport import Transport
 from ..model import Attachment
 
 
@@ -45,7 +46,23 @@ def tap_name(attachment: Attachment, vmm: str) -> str:
             attachment.netns,
             f"a namespace guest has a veth and no TAP for {vmm} to open; use env or cloud-init",
         )
+    if attachment.transport is not None:
+        raise ConfigError(
+            "transport",
+            attachment.transport,
+            f"the TAP is not for {vmm} to open by its name; attach the guest without a transport",
+        )
     return attachment.tap
+
+
+def transport_of(attachment: Attachment) -> Transport | None:
+    """How the VMM gets its frames, if it does not open the TAP."""
+    return Transport.parse(attachment.transport) if attachment.transport is not None else None
+
+
+def misfit(transport: Transport, right: str) -> ConfigError:
+    """A transport that a VMM does not speak, and what it does."""
+    return ConfigError("transport", str(transport), right)
 
 
 def single_queue_tap_name(attachment: Attachment, vmm: str) -> str:
