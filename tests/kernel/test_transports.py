@@ -583,7 +583,7 @@ def test_the_tap_is_handed_over(scene: Scene, kind: str, queues: int) -> None:
             receive_tap(path)
     with receive_tap(path) as handed:
         assert len(handed.fds) == queues
-    assert scene.info().connections == 2
+    scene.await_connections(2)
 
 
 def answers_arp(fds: tuple[int, ...], skip: int) -> bool:
