@@ -296,6 +296,39 @@ def test_detach_removes_everything(scene: Scene, kind: str) -> None:
     assert scene.attach(kind=kind).generation == attachment.generation + 1
 
 
+def test_a_daemon_that_is_killed(world: World, tmp_path: Path) -> None:
+    """Its pumps go with it; the next one takes the sockets up."""
+    script = (
+        "import sys\n"
+        "from guestnet.host import Host\n"
+        "with Host.open(sys.argv[1], site=sys.argv[2]) as host:\n"
+        "    for kind in ('stream', 'dgram'):\n"
+        "        path = f'{kind}:{sys.argv[3]}/{kind}.sock'\n"
+        "        host.attach(kind, policy='allow@public', transport=path)\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    state = tmp_path / "state"
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", script, str(state), str(world.site.path), str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == b"ready\n"
+    finally:
+        daemon.kill()
+        processes.stop(daemon)
+    assert (tmp_path / "stream.sock").is_socket()
+    with Host.open(state, site=world.site.path) as host:
+        scene = Scene(world, host, tmp_path)
+        for kind in ("stream", "dgram"):
+            assert scene.info(kind).problem == ""
+            with scene.line(host.attachment(kind)) as line:
+                assert pings(host.attachment(kind), line)
+
+
 def test_detach_leaves_what_took_the_sockets_place(scene: Scene) -> None:
     scene.attach()
     path = scene.directory / "vm.sock"
@@ -560,6 +593,25 @@ def test_a_hundred_guests(scene: Scene) -> None:
     for attachment in made:
         assert scene.host.detach(attachment.guest)
     assert list(scene.directory.glob("*.sock")) == []
+
+
+@pytest.mark.parametrize("kind", ["stream+vnet", "dgram", "tap-fd"])
+def test_in_a_rootless_site(tmp_path: Path, kind: str) -> None:
+    """The TAP is in another process's namespace; the socket and the pump are here."""
+    with Host.open(rootless=True, remember=False) as host:
+        text = f"{kind}:{tmp_path}/vm.sock"
+        attachment = host.attach("vm", policy="allow@public", transport=text)
+        header = bytes(12) if kind.endswith("+vnet") else b""
+        if kind == "tap-fd":
+            with receive_tap(tmp_path / "vm.sock") as handed:
+                os.write(handed.fds[0], arp(attachment))
+                assert answers_arp(handed.fds, 0)
+        else:
+            with Line(Transport.parse(text)) as line:
+                line.send(header + arp(attachment))
+                [frame] = line.receive()
+                assert Ether(frame[len(header) :])[ARP].hwdst == attachment.mac
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the TAP itself ----------------------------------------------------------------------------

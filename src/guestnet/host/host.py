@@ -145,7 +145,7 @@ class Host:
             host._generation = host._upkeep.recover(time.time())
             host._relays.start()
             stack.callback(host._transports.close)
-            host._serve_transports()
+            host._transports.resume_all(list(host._ledger.attachments()))
             stack.pop_all()
         host._reaper.start()
         return host
@@ -154,6 +154,7 @@ class Host:
         """The site ended by itself. Nothing stands any more, so nothing is relayed either."""
         logger.error("the rootless site's process %s: its guests are cut", reason)
         with self._lock:
+            self._transports.close()
             self._relays.close()
 
     def watch_site(self, lost: Callable[[str], None]) -> None:
@@ -183,7 +184,8 @@ class Host:
         finally:
             # Whoever is in the middle of an operation finishes it first.
             with self._lock:
-                self._transports.close()
+                # What stands in the kernel goes on standing, but for a rootless host's.
+                self._transports.close(keep_places=not self._site.relays_all)
                 self._relays.close()
                 self._store.close()
                 self._site.close()
@@ -560,11 +562,6 @@ class Host:
         with self._lock:
             return self._transports.info(self._ledger.attachment(guest))
 
-    def _serve_transports(self) -> None:
-        """Serve what a former process served, or what could not be served until now."""
-        for attachment in list(self._ledger.attachments()):
-            self._transports.resume(attachment)
-
     # -- asking ------------------------------------------------------------------------------
 
     def explain(
@@ -626,7 +623,8 @@ class Host:
             if self._upkeep.follow():
                 self._relays.tell_again()
             self._relays.follow()
-            self._serve_transports()
+            for attachment in list(self._ledger.attachments()):
+                self._transports.resume(attachment)
 
     def doctor(self) -> list[Finding]:
         """Look for what keeps guests from working on this machine, each finding with its remedy."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Iterable
 
 from ..errors import BusyError, GuestnetError
 from ..frames.transport import Kind, Transport
@@ -93,8 +94,16 @@ class Transports:
                     raise
             time.sleep(_RELEASE_POLL_S)
 
+    def resume_all(self, attachments: Iterable[Attachment]) -> None:
+        """Serve the attachments of a former process, whose pumps may be ending yet."""
+        deadline = time.monotonic() + RELEASE_S
+        for attachment in attachments:
+            while not self.clear(attachment) and time.monotonic() < deadline:
+                time.sleep(_RELEASE_POLL_S)
+            self.resume(attachment)
+
     def resume(self, attachment: Attachment) -> None:
-        """Serve an attachment of a former process, or one that could not be served before."""
+        """Serve an attachment that could not be served before."""
         if attachment.transport is None or attachment.guest in self._serving:
             return
         self.clear(attachment)
@@ -105,12 +114,14 @@ class Transports:
                 logger.error("transport of %r: %s", attachment.guest, error)
             self._problems[attachment.guest] = str(error)
 
-    def clear(self, attachment: Attachment) -> None:
-        """Remove the socket file that a former process left for an attachment."""
-        if attachment.transport is not None and attachment.guest not in self._serving:
-            places.clear(
-                Transport.parse(attachment.transport), Owner(attachment.owner, attachment.group)
-            )
+    def clear(self, attachment: Attachment) -> bool:
+        """Remove the socket file that a former process left; False if somebody listens there."""
+        if attachment.transport is None or attachment.guest in self._serving:
+            return True
+        transport = Transport.parse(attachment.transport)
+        if transport.kind is Kind.STREAM_CLIENT:
+            return True  # the VMM's
+        return places.clear(transport, Owner(attachment.owner, attachment.group))
 
     def end(self, guest: str) -> None:
         """Serve a guest no more: its VMM is hung up on, and the socket's file goes."""
@@ -144,8 +155,8 @@ class Transports:
             problem=state.problem,
         )
 
-    def close(self) -> None:
-        """End all; the sockets' files stay, for the next process to take up."""
+    def close(self, *, keep_places: bool = False) -> None:
+        """End all; sockets' files stay if the next process is to take them up."""
         for server in self._serving.values():
-            server.close(keep_place=True)
+            server.close(keep_place=keep_places)
         self._serving.clear()

@@ -58,7 +58,6 @@ from .ownership import NamespaceLock
 logger = logging.getLogger(__name__)
 
 Address = IPv4Address | IPv6Address
-T = TypeVar("T")
 
 OUR_GROUPS = frozenset({GROUP_ROUTED, GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED})
 #: Sets whose elements stand for guests, beside the members of each policy.

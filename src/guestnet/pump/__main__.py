@@ -10,7 +10,8 @@ import sys
 
 from ..frames.framing import FrameRules
 from ..frames.transport import Kind
-from ..kernel.confine import confine, die_with_parent
+from ..kernel.confine import confine
+from ..kernel.process import die_with_parent, hear_signals
 from .loop import DgramLoop, Loop, StreamLoop
 from .wire import Counts, Wire
 
@@ -18,6 +19,7 @@ from .wire import Counts, Wire
 def main() -> None:
     """Take over what was handed over, give up rights, and carry frames."""
     die_with_parent()
+    hear_signals()
     # The daemon ends it; a Ctrl-C in its terminal is the daemon's to hear.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="guestnet-pump: %(message)s")

@@ -92,16 +92,20 @@ def make(transport: Transport, owner: Owner) -> Place:
     return Place(made, path, owner, (seen.st_dev, seen.st_ino))
 
 
-def clear(transport: Transport, owner: Owner) -> None:
+def clear(transport: Transport, owner: Owner) -> bool:
     """Remove the socket file that a former process of ours left; any other thing stays.
 
-    To be called for a path that is an attachment's. What somebody listens on is not ours.
+    To be called for a path that is an attachment's. False if somebody listens there: a pump that
+    has not ended yet, or a socket that is not ours.
     """
     name = os.path.basename(transport.path)
     with suppress(OSError, ConfigError), _directory(transport.path, owner) as at:
         seen = os.stat(name, dir_fd=at, follow_symlinks=False)
-        if stat.S_ISSOCK(seen.st_mode) and _is_dead(transport):
+        if stat.S_ISSOCK(seen.st_mode):
+            if not _is_dead(transport):
+                return False
             os.unlink(name, dir_fd=at)
+    return True
 
 
 def connect(transport: Transport, owner: Owner) -> socket.socket:
