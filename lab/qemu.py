@@ -8,6 +8,7 @@ import select
 import shlex
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ class Guest:
 
     `net_args` are QEMU's own words for the interface and `kernel_args` the guest's addresses, as
     `guestnet show --format qemu` gives them, or as `tap_args()` and `address_args()` below do.
+    `handed_tap` is the socket of a tap-fd transport, by which QEMU is started.
     `owner` is the user who runs QEMU, if that is not ourselves.
     """
 
@@ -77,6 +79,7 @@ class Guest:
         guest_image: Image | None = None,
         memory_mib: int = MEMORY_MIB,
         boot_timeout_s: float = BOOT_TIMEOUT_S,
+        handed_tap: str | None = None,
         owner: int | None = None,
     ) -> None:
         made = guest_image or image()
@@ -100,6 +103,8 @@ class Guest:
             *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name=agent"),
             *net_args,
         ]
+        if handed_tap is not None:
+            argv = [sys.executable, "-m", "guestnet.cli", "with-tap", handed_tap, "--", *argv]
         errors = Path(self._directory.name, "stderr")
         try:
             with remote, errors.open("wb") as stderr:
