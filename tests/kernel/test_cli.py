@@ -500,3 +500,43 @@ def test_resolvers_of_a_family_that_the_guest_lacks_are_left_out() -> None:
 def test_an_id_that_is_no_name_is_not_in_the_hosts_file(guest: str) -> None:
     lines = hosts({**ATTACHMENT, "guest": guest}, "machine").splitlines()
     assert lines[2:] == ["10.80.0.2 machine"]
+
+
+# -- transports ------------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+def test_a_transport_from_attach_to_detach(guestnet: Instance, tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    made = guestnet.json("attach", "vm-1", "--transport", f"stream:{path}")
+    assert made["transport"] == f"stream:{path}"
+    assert f"server=off,addr.type=unix,addr.path={path}" in guestnet.ok(
+        "show", "vm-1", "--format", "qemu"
+    )
+    assert "krun_add_net_unixstream" in guestnet.ok("show", "vm-1", "--format", "libkrun")
+    shown = guestnet.json("show", "vm-1")["transport_state"]
+    assert (shown["transport"], shown["malformed"], shown["problem"]) == (f"stream:{path}", 0, "")
+    told = guestnet.ok("show", "vm-1")
+    assert f"transport   stream:{path}" in told
+    assert "connected" in told
+    assert "attached with transport=" in guestnet.fails(3, "attach", "vm-1")
+    said = guestnet.fails(2, "attach", "vm-2", "--transport", f"qemu-stream:{path}")
+    assert "did you mean 'stream'?" in said
+    assert f"{path} exists" in guestnet.fails(3, "attach", "vm-2", "--transport", f"dgram:{path}")
+    assert [each["guest"] for each in guestnet.json("ls")] == ["vm-1"]
+    guestnet.ok("detach", "vm-1")
+    assert not path.exists()
+    plain = guestnet.json("attach", "vm-1")
+    assert plain["transport"] is None
+    assert "transport_state" not in guestnet.json("show", "vm-1")
+
+
+@pytest.mark.root
+def test_with_tap(guestnet: Instance, tmp_path: Path) -> None:
+    path = tmp_path / "vm.sock"
+    made = guestnet.json("attach", "vm-1", "--transport", f"tap-fd:{path}", "--queues", "2")
+    said = guestnet.ok("with-tap", str(path), "--", "echo", "{tap}", "{mac}", "{fds}")
+    tap, mac, fds = said.split()
+    assert (tap, mac, len(fds.split(":"))) == (made["tap"], made["mac"], 2)
+    guestnet.ok("detach", "vm-1")
+    assert "connect" in guestnet.fails(7, "with-tap", str(path), "--", "true")
