@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 from .. import leaks, netns
-from . import attach, forward, policy, questions, relay
+from . import attach, forward, policy, questions, relay, transports
 
 _WHAT = """
 attach    attach and detach, traffic cut, all guests detached, restart and memory,
@@ -18,6 +18,7 @@ forward   throughput and new connections through a policy of 100 rules,
 relay     throughput, connections, latency, memory and fairness of flows relayed by name,
           beside plain NAT, slirp4netns and pasta
 dns       the resolver's answers a second and their latency, beside dnsmasq
+transports  frames on a VMM's socket, beside the same frames on the TAP
 """
 #: The pool of the default network holds a quarter of a million; a benchmark need not.
 GUESTS_MOST = 50_000
@@ -50,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             note=_note,
         )
     else:
-        bench = relay.run if options.bench == "relay" else questions.run
-        bench(rounds=options.rounds, seconds=options.seconds, say=_say, note=_note)
+        benches = {"relay": relay.run, "dns": questions.run, "transports": transports.run}
+        benches[options.bench](rounds=options.rounds, seconds=options.seconds, say=_say, note=_note)
     return 0
 
 
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     four = benches.add_parser("dns", help="questions that the gateway answers")
     four.add_argument("--rounds", type=_count, default=questions.ROUNDS)
     four.add_argument("--seconds", type=_seconds, default=questions.SECONDS, help="of each figure")
+    five = benches.add_parser("transports", help="frames on a VMM's socket")
+    five.add_argument("--rounds", type=_count, default=transports.ROUNDS)
+    five.add_argument("--seconds", type=_seconds, default=transports.SECONDS, help="of each figure")
     return parser
 
 

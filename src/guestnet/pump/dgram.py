@@ -109,27 +109,20 @@ class DgramLink:
 
     def _send(self, frame: memoryview) -> bool:
         """Send a frame, waiting a little; False if it is to be tried again, or there is nobody."""
-        patient = not self._retry_at
-        try:
-            self.socket.sendto(frame, socket.MSG_DONTWAIT, self.peer)
-        except BlockingIOError:
-            if not (patient and self._send_patiently(frame)):
-                self._retry_at = time.monotonic() + STALLED_S
+        flags = (socket.MSG_DONTWAIT, 0)
+        # One that took nothing the last time is not waited for again.
+        for flag in flags[:1] if self._retry_at else flags:
+            try:
+                self.socket.sendto(frame, flag, self.peer)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lose(error)
                 return False
-        except OSError as error:
-            self._lose(error)
-            return False
-        self._retry_at = 0.0
-        return True
-
-    def _send_patiently(self, frame: memoryview) -> bool:
-        try:
-            self.socket.sendto(frame, self.peer)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self._lose(error)
-        return True
+            self._retry_at = 0.0
+            return True
+        self._retry_at = time.monotonic() + STALLED_S
+        return False
 
     def _lose(self, error: OSError) -> None:
         """Forget the peer: it is gone, or cannot be answered."""

@@ -54,6 +54,8 @@ class StreamLink:
             count = self.socket.recv_into(self._reader.room(), 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
+        except ConnectionError:
+            raise ClosedError from None  # it ended with frames unread
         except OSError as error:
             raise ClosedError(error.strerror) from None
         if not count:
@@ -87,6 +89,8 @@ class StreamLink:
             )
         except BlockingIOError:
             return
+        except ConnectionError:
+            raise ClosedError from None
         except OSError as error:
             raise ClosedError(error.strerror) from None
 

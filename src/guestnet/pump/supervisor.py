@@ -239,7 +239,7 @@ class Pump:
                     pass
             self._state = state
         if report.kind == "closed" and report.reason:
-            self._log("transport of %s: hung up on the VMM: %s", report.reason)
+            self._log("transport of %s: its VMM is cut off: %s", report.reason)
 
     def _give_connection(self, control: socket.socket) -> None:
         connection, self._connection = self._connection, None
