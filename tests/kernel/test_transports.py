@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from guestnet import receive_tap
+from guestnet.errors import BusyError
 from guestnet.frames.transport import Transport
 from guestnet.host import Host
 from lab import processes
@@ -250,6 +253,48 @@ def test_a_daemon_that_is_killed(world: World, tmp_path: Path) -> None:
             assert scene.info(kind).problem == ""
             with scene.line(host.attachment(kind)) as line:
                 assert pings(host.attachment(kind), line)
+
+
+def test_killed_as_its_socket_appears(world: World, tmp_path: Path) -> None:
+    """Wherever in an attach that is: afterwards the socket is there if the guest is attached."""
+    script = (
+        "import sys\n"
+        "from guestnet.host import Host\n"
+        "with Host.open(sys.argv[1], site=sys.argv[2]) as host:\n"
+        "    host.attach('vm', transport=f'stream:{sys.argv[3]}/vm.sock')\n"
+        "    sys.stdin.read()\n"
+    )
+    state, path = tmp_path / "state", tmp_path / "vm.sock"
+    for delay_s in (0.0, 0.0, 0.001, 0.005):
+        owner = subprocess.Popen(
+            [sys.executable, "-c", script, str(state), str(world.site.path), str(tmp_path)],
+            stdin=subprocess.PIPE,
+        )
+        try:
+            eventually(path.exists)
+            time.sleep(delay_s)
+        finally:
+            owner.kill()
+            processes.stop(owner)
+        with reopened(state, world) as host:
+            attached = [each.guest for each in host.attachments()]
+            assert path.exists() == bool(attached)
+            assert host.detach("vm") == bool(attached)
+            assert not path.exists()
+            host.reconcile()
+
+
+def reopened(state: Path, world: World) -> Host:
+    """The host of a process that was killed: what it was about to start holds its lock till then."""
+    opened: list[Host] = []
+
+    def opens() -> bool:
+        with contextlib.suppress(BusyError):
+            opened.append(Host.open(state, site=world.site.path))
+        return bool(opened)
+
+    eventually(opens)
+    return opened[0]
 
 
 def test_detach_leaves_what_took_the_sockets_place(scene: Scene) -> None:

@@ -32,7 +32,7 @@ def eventually(happens: Callable[[], object], what: str = "") -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not happens():
         assert time.monotonic() < deadline, what or "it does not happen"
-        time.sleep(0.02)
+        time.sleep(0.002)
 
 
 class Line:
