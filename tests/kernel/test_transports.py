@@ -285,7 +285,7 @@ def test_killed_as_its_socket_appears(world: World, tmp_path: Path) -> None:
 
 
 def reopened(state: Path, world: World) -> Host:
-    """The host of a process that was killed: what it was about to start holds its lock till then."""
+    """The host, after a process was killed: what it was just starting may hold its lock yet."""
     opened: list[Host] = []
 
     def opens() -> bool:
