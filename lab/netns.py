@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -160,6 +161,39 @@ class Namespace:
         directory.mkdir(parents=True)
         lines = (f"nameserver {address}\n" for address in nameservers)
         (directory / "resolv.conf").write_text("".join(lines))
+
+
+class Lent(Namespace):
+    """A namespace that somebody else made and ends, by its path."""
+
+    def __init__(self, path: Path, label: str, *, nameservers: Sequence[str] = ()) -> None:
+        self.label = label
+        self.name = str(path)
+        self._path = path
+        self._processes = []
+        self._deleted = False
+        self._files = tempfile.TemporaryDirectory(prefix="gnlab-lent-")
+        self._resolv_conf = Path(self._files.name, "resolv.conf")
+        self._resolv_conf.write_text("".join(f"nameserver {each}\n" for each in nameservers))
+
+    @property
+    def path(self) -> Path:
+        """Where it can be opened while it is lent."""
+        return self._path
+
+    def argv(self, argv: Sequence[str]) -> list[str]:
+        """The same command, inside, with the resolvers as its own."""
+        lay = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        inside = ["nsenter", f"--net={self._path}", "unshare", "--mount"]
+        return [*inside, "sh", "-c", lay, str(self._resolv_conf), *argv]
+
+    def delete(self) -> None:
+        """End what was started inside."""
+        if not self._deleted:
+            self._deleted = True
+            for process in reversed(self._processes):
+                processes.stop(process)
+            self._files.cleanup()
 
 
 def veth(

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dns.edns
@@ -21,6 +22,7 @@ from guestnet.host import Host
 from guestnet.model import Attachment, Decision
 from lab.caller import Caller
 from lab.liar import Liar
+from lab.netns import Lent, Namespace
 from lab.servers import Arrival
 from lab.world import World
 
@@ -76,20 +78,38 @@ class Guest(Caller):
 class Stage:
     """World, host and lying resolver."""
 
-    def __init__(self, world: World, host: Host, liar: Liar) -> None:
+    def __init__(self, world: World, host: Host, liar: Liar, *, rootless: bool = False) -> None:
         self.world, self.host, self.liar = world, host, liar
+        self._rootless = rootless
         self._numbers = itertools.count()
 
     @contextlib.contextmanager
     def guest(self, policy: str, network: str = "plain") -> Iterator[Guest]:
         id = f"vm-{next(self._numbers)}"
-        namespace = self.world.add_guest(id, nameservers=["1.1.1.1", "2606:4700:4700::1111"])
-        attached = self.host.attach(id, network=network, netns=namespace.path, policy=policy)
+        asked = ["1.1.1.1", "2606:4700:4700::1111"]
+        namespace: Namespace
+        if self._rootless:
+            attached = self.host.attach(id, network=network, netns="new", policy=policy)
+            namespace = Lent(Path(attached.netns or ""), id, nameservers=asked)
+        else:
+            namespace = self.world.add_guest(id, nameservers=asked)
+            attached = self.host.attach(id, network=network, netns=namespace.path, policy=policy)
         try:
             yield Guest(self, attached, namespace)
         finally:
             self.host.detach(id)
             namespace.delete()
+
+
+@contextlib.contextmanager
+def open_host(world: World, state: Path, *, rootless: bool = False) -> Iterator[Host]:
+    """guestnet on the world's site: in it as root, or beside it as anybody who is there."""
+    if rootless:
+        with world.site.enter(), Host.open(state, rootless=True) as host:
+            yield host
+    else:
+        with Host.open(state, site=world.site.path) as host:
+            yield host
 
 
 def eventually(found: Callable[[], T | None]) -> T:

@@ -21,7 +21,6 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from guestnet.host import Host
 from lab.addresses import ALLOWED, FORBIDDEN, LIAR, PRIVATE, REBINDING, RESOLVER
 from lab.caller import body, cut, request, send
 from lab.liar import SILENT
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
         at_once,
         explained,
         in_family,
+        open_host,
         refused,
     )
 else:
@@ -51,6 +51,7 @@ else:
         at_once,
         explained,
         in_family,
+        open_host,
         refused,
     )
 
@@ -75,15 +76,21 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=["root", "rootless"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """As root and without: what is said here holds for both."""
+    rootless = request.param == "rootless"
     state = tmp_path_factory.mktemp("names")
-    with World() as world, Host.open(state, site=world.site.path) as host:
+    with World() as world, open_host(world, state, rootless=rootless) as host:
         liar = world.lie()
+        # What a gateway without root needs for pings; here it is `nobody`.
+        world.site.sysctl("ipv4.ping_group_range", "0 2147483647")
         for number, (name, resolvers) in enumerate(NETWORKS.items()):
             pools = {"ipv4": f"172.{20 + number}.0.0/16", "ipv6": f"fd42:6d73:{number}::/48"}
             host.create_network({"name": name, "dns": [str(r) for r in resolvers], **pools})
-        made = Stage(world, host, liar)
+        made = Stage(world, host, liar, rootless=rootless)
         with made.guest(WEB):
             pass  # the gateway runs from the first guest on, and is no test's leftover
         yield made
@@ -240,7 +247,7 @@ def test_an_address_in_the_place_of_a_name(guest_of: GuestOf, address: Address) 
     assert guest.decided(kind="flow").verdict == "deny"
     for port in (81, 8443, 65535):
         with refused():
-            guest.connect(address, port)
+            guest.say(address, port, b"here")
     assert guest.arrivals(kind="tcp") == []
 
 
@@ -405,7 +412,7 @@ def test_datagrams_follow_the_pins(guest_of: GuestOf, address: Address) -> None:
     assert knock(guest.namespace, [elsewhere])[elsewhere].answer is Answer.SILENT
     assert {a.address for a in guest.arrivals(kind="udp")} == {str(address)}
     with refused():
-        guest.connect(address, ECHO)
+        guest.say(address, ECHO, b"here")
 
 
 @BOTH
