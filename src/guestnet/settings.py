@@ -120,10 +120,10 @@ class Settings:
     def client_socket(self) -> Path:
         """The socket of the daemon to ask: an ordinary user without one may have the machine's."""
         machine = directories.run_dir(False) / SOCKET_NAME
-        own = self.run_dir == directories.run_dir(True, self.environ)
-        if self.rootless and own and not self.socket.exists() and os.access(machine, os.W_OK):
-            return machine
-        return self.socket
+        if not self.rootless or self.run_dir != directories.run_dir(True, self.environ):
+            return self.socket
+        is_up = os.path.exists(self.socket)
+        return machine if not is_up and os.access(machine, os.W_OK) else self.socket
 
     @cached_property
     def networks(self) -> tuple[NetworkSpec, ...]:
@@ -187,7 +187,8 @@ def _config_file(
     if CONFIG_VARIABLE in environ:
         return _absolute(_text(CONFIG_VARIABLE, environ[CONFIG_VARIABLE]))
     default = directories.config_file(rootless, environ)
-    return default if default.exists() else None
+    # Not Path.exists, which takes a directory that is closed to us for a failure.
+    return default if os.path.exists(default) else None
 
 
 def _read(file: Path) -> dict[str, Any]:
