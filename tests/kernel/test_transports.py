@@ -162,23 +162,25 @@ def test_a_tap_that_is_deleted_and_made_anew(scene: Scene) -> None:
         assert pings(attachment, line)
 
 
-def test_the_next_process_serves_it_again(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("relays_all", [False, True])
+def test_the_next_process_serves_it_again(world: World, tmp_path: Path, relays_all: bool) -> None:
     kinds = ("stream", "dgram", "tap-fd")
     for _life in range(3):
-        with Host.open(tmp_path / "state", site=world.site.path) as host:
+        with Host.open(tmp_path / "state", site=world.site.path, relays_all=relays_all) as host:
             scene = Scene(world, host, tmp_path)
             for kind in kinds:
                 attachment = scene.attach(kind, kind)
                 if kind != "tap-fd":
                     with scene.line(attachment) as line:
-                        assert pings(attachment, line)
+                        line.send(arp(attachment))
+                        assert line.receive()
                 scene.await_serving(kind)
         assert sorted(path.name for path in tmp_path.glob("*.sock")) == [
             "dgram.sock",
             "stream.sock",
             "tap-fd.sock",
         ]
-    with Host.open(tmp_path / "state", site=world.site.path) as host:
+    with Host.open(tmp_path / "state", site=world.site.path, relays_all=relays_all) as host:
         for kind in kinds:
             host.detach(kind)
     assert list(tmp_path.glob("*.sock")) == []

@@ -185,7 +185,7 @@ class Host:
             # Whoever is in the middle of an operation finishes it first.
             with self._lock:
                 # What stands in the kernel goes on standing, but for a rootless host's.
-                self._transports.close(keep_places=not self._site.relays_all)
+                self._transports.close(keep_places=not self._site.is_apart)
                 self._relays.close()
                 self._store.close()
                 self._site.close()
