@@ -11,16 +11,15 @@ import dns.rcode
 import pytest
 
 from guestnet.address import SYNTHETIC_IPV4, SYNTHETIC_IPV6, is_synthetic
-from guestnet.host import Host
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, RESOLVER
 from lab.servers import BANNER, HTTP, HTTPS
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .stage import Guest, Stage, assert_no_such_name, at_once, refused
+    from .stage import Guest, Stage, assert_no_such_name, at_once, open_host, refused
 else:
-    from stage import Guest, Stage, assert_no_such_name, at_once, refused
+    from stage import Guest, Stage, assert_no_such_name, at_once, open_host, refused
 
 pytestmark = pytest.mark.root
 
@@ -32,15 +31,18 @@ RTYPE = {4: "A", 6: "AAAA"}
 FAMILIES = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@pytest.fixture(scope="module", params=["root", "rootless"])
+def stage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    rootless = request.param == "rootless"
     state = tmp_path_factory.mktemp("synthetic")
-    with World() as world, Host.open(state, site=world.site.path) as host:
+    with World() as world, open_host(world, state, rootless=rootless) as host:
         resolvers = [str(address) for address in RESOLVER.addresses]
         host.create_network({"name": "plain", "dns": resolvers, "synthetic": True})
         real = {"ipv4": "10.99.0.0/16", "ipv6": "fd42:6d73:30::/48"}
         host.create_network({"name": "real", "dns": resolvers, **real})
-        made = Stage(world, host, world.lie())
+        made = Stage(world, host, world.lie(), rootless=rootless)
         with made.guest(f"allow@{NAME}:443"):
             pass  # the gateway runs from the first guest on, and is no test's leftover
         yield made
