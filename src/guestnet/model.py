@@ -26,6 +26,7 @@ from pydantic import (
 
 from .errors import ConfigError
 from .frames.transport import Kind, Transport
+from .naming import Records, Resolver
 
 #: IPv4's minimum (RFC 791) and the largest value the field of an interface takes.
 MTU_MIN, MTU_MAX = 68, 65535
@@ -200,9 +201,18 @@ class NetworkSpec(Value):
     mtu: Mtu | None = None
     #: Interfaces by which guests leave the host; ("auto",) follows the default routes.
     egress: Annotated[tuple[str, ...], BeforeValidator(_egress)] = ("auto",)
-    #: Resolvers told to the guests, and opened to them by a rule that names `dns`.
-    #: `None` is the host's own, without those on its loopback.
-    dns: tuple[IPv4Address | IPv6Address, ...] | None = None
+    #: Resolvers: addresses, and `tls://ADDRESS[:PORT][#NAME]` for those that only the gateway asks.
+    #: Addresses are told to guests without rules by name, and opened to them by a rule that names
+    #: `dns`. `None` is the host's own, without those on its loopback.
+    dns: tuple[Resolver, ...] | None = None
+    #: Names of the network's own: addresses, or the one name that another stands for.
+    records: Records = Field(default_factory=dict)
+    #: Seconds beyond its end for which an answer is given when no resolver answers; 0 is never.
+    serve_stale_s: Annotated[int, Field(ge=0, le=86400)] = 0
+    #: HTTPS and SVCB answers lose the key with which a client would hide the name that it means.
+    strip_ech: bool = True
+    #: Public resolvers over HTTPS and TLS exist for rules by their name only.
+    deny_encrypted_dns: bool = True
     #: Policy text of guests that bring none; `None` is sealed.
     policy: str | None = None
     #: Whether each name that a guest may ask for has an address of its own there, in place of the
@@ -285,6 +295,15 @@ class NetworkSpec(Value):
                 raise ConfigError("egress", name, str(error)) from None
         if "auto" in self.egress and len(self.egress) > 1:
             raise ConfigError("egress", list(self.egress), "'auto' stands alone")
+
+    def __hash__(self) -> int:
+        """Equal networks have equal names; records, being a dictionary, cannot be hashed."""
+        return hash(self.name)
+
+    @property
+    def plain_dns(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """Those of `dns` that guests can ask themselves."""
+        return tuple(each for each in self.dns or () if not isinstance(each, str))
 
     @property
     def gateway_ipv4(self) -> IPv4Address | None:

@@ -78,10 +78,18 @@ class Guest(Caller):
 class Stage:
     """World, host and lying resolver."""
 
-    def __init__(self, world: World, host: Host, liar: Liar, *, rootless: bool = False) -> None:
-        self.world, self.host, self.liar = world, host, liar
+    def __init__(
+        self, world: World, host: Host, liar: Liar | None = None, *, rootless: bool = False
+    ) -> None:
+        self.world, self.host, self._liar = world, host, liar
         self._rootless = rootless
         self._numbers = itertools.count()
+
+    @property
+    def liar(self) -> Liar:
+        """The lying resolver of a stage that has one."""
+        assert self._liar is not None
+        return self._liar
 
     @contextlib.contextmanager
     def guest(self, policy: str, network: str = "plain") -> Iterator[Guest]:

@@ -99,7 +99,7 @@ class Stage:
         known = self.guests.set_guest(
             SetGuest(
                 sequence=sequence, guest=guest, network="net", addresses=GUESTS[guest],
-                gateways=(), policy=policy, upstreams=(), egress=(), synthetic=False,
+                gateways=(), policy=policy, egress=(), synthetic=False,
                 stay=list(GUESTS).index(guest),
             )
         )  # fmt: skip

@@ -28,11 +28,12 @@ from guestnet.flow import Reactor
 from guestnet.gateway import AddPins
 from guestnet.gateway.asking import Asking
 from guestnet.gateway.doorway import Doorway
-from guestnet.gateway.guests import HOST_ALIAS, Guest, Guests
-from guestnet.gateway.messages import Message, SetGuest, SetPlaces
+from guestnet.gateway.guests import Guest, Guests
+from guestnet.gateway.messages import Message, SetGuest, SetNetwork, SetPlaces
 from guestnet.gateway.pinning import GUEST_PINS, Pinning
 from guestnet.gateway.resolving import Resolving
 from guestnet.model import Decision
+from guestnet.naming import HOST_ALIAS, Upstream
 from lab.netns import Namespace
 
 pytestmark = pytest.mark.root
@@ -79,6 +80,12 @@ class Resolver:
         self._upstream.bind((str(UPSTREAM), 53))
         self.reactor.add(self._upstream.fileno(), self._on_question, select.EPOLLIN)
         self.guests.set_places(SetPlaces(sequence=0, host=(), guests=()))
+        self.guests.set_network(
+            SetNetwork(
+                sequence=0, network="default", upstreams=(Upstream(UPSTREAM),), records={},
+                serve_stale_s=0, strip_ech=True, deny_encrypted_dns=True,
+            )
+        )  # fmt: skip
 
     def close(self) -> None:
         for each in (*self.clients.values(), self._upstream):
@@ -92,7 +99,7 @@ class Resolver:
                 sequence=next(self._sequence), guest=id, stay=sum(id.encode()), network="default",
                 addresses=tuple(map(ip_address, addresses)),
                 gateways=(IPv4Address("127.0.0.1"), IPv6Address("::1")), policy=policy,
-                upstreams=(UPSTREAM,), egress=(), synthetic=False,
+                egress=(), synthetic=False,
             )
         )  # fmt: skip
         guest.share.per_second = 0

@@ -23,7 +23,7 @@ FAR_S = 60.0
 def here(stay: int = 1, policy: str = "allow@*.example.test") -> SetGuest:
     return SetGuest(
         sequence=stay, guest="vm", stay=stay, network="default",
-        addresses=(IPv4Address("172.16.0.2"),), gateways=(), policy=policy, upstreams=(),
+        addresses=(IPv4Address("172.16.0.2"),), gateways=(), policy=policy,
         synthetic=False, egress=(),
     )  # fmt: skip
 

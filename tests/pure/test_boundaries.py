@@ -15,8 +15,9 @@ FLOORS: dict[str, set[str]] = {
     "errors": set(),
     "directories": set(),
     "frames": {"errors"},
-    "model": {"errors", "frames"},
-    "policy": {"errors", "model"},
+    "naming": {"errors"},
+    "model": {"errors", "frames", "naming"},
+    "policy": {"errors", "naming", "model"},
     "address": {"errors", "model"},
     "ruleset": {"errors", "model", "policy", "address"},
     "plan": {"errors", "model", "policy", "address", "ruleset"},
@@ -25,7 +26,9 @@ FLOORS: dict[str, set[str]] = {
     "vmm": {"errors", "frames", "model"},
     "dns": {"errors"},
     "flow": {"errors"},
-    "gateway": {"errors", "model", "policy", "address", "ruleset", "kernel", "dns", "flow"},
+    "gateway": {
+        *("errors", "naming", "model", "policy", "address", "ruleset", "kernel", "dns", "flow"),
+    },
     "pump": {"errors", "frames", "model", "kernel"},
 }
 FLOORS["host"] = set(FLOORS)
@@ -36,7 +39,7 @@ FLOORS["cli"] = {*FLOORS["daemon"], "client", "daemon"}
 #: The package's front: it may show anything, but no room may reach things through it.
 FRONT = {"__init__", "__main__"}
 
-PURE = {"policy", "address", "ruleset", "plan", "dns", "frames"}
+PURE = {"naming", "policy", "address", "ruleset", "plan", "dns", "frames"}
 #: Of a room whose loops own sockets, the files that read what guests wrote.
 PURE_FILES = {
     "flow/first.py",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import dns.edns
 import dns.flags
 import dns.message
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestnet.dns import (
     Ede,
@@ -18,8 +20,10 @@ from guestnet.dns import (
     fit,
     is_encrypted_resolver,
     no_data,
+    pointer,
     read_question,
     refusal,
+    reversed_address,
     truncated,
 )
 
@@ -101,7 +105,62 @@ def test_the_hosts_alias() -> None:
     assert nothing is not None
     assert dns.message.from_wire(nothing).answer == []
     assert local.answer(asked("x.host.guestnet.internal")) is None
-    assert local.addresses_of("host.guestnet.internal") == (V4,)
+    assert local.addresses_for(asked("host.guestnet.internal")) == (V4,)
+    assert local.addresses_for(asked("host.guestnet.internal", "AAAA")) == ()
+
+
+def test_an_alias_of_a_name_of_ours() -> None:
+    local = LocalRecords({"www.test": ["web.test"], "web.test": ["db.test"], "db.test": [V4]})
+    reply = local.answer(asked("WWW.test"))
+    assert reply is not None
+    assert [rrset.to_text() for rrset in dns.message.from_wire(reply).answer] == [
+        "WWW.test. 30 IN CNAME web.test.",
+        "web.test. 30 IN CNAME db.test.",
+        "db.test. 30 IN A 10.0.0.1",
+    ]
+    assert local.addresses_for(asked("www.test")) == (V4,)
+    alone = local.answer(asked("www.test", "CNAME"))
+    assert alone is not None
+    assert [str(rrset[0]) for rrset in dns.message.from_wire(alone).answer] == ["web.test."]
+
+
+def test_an_alias_that_leads_out_is_asked_elsewhere() -> None:
+    local = LocalRecords({"www.test": ["www.example.com"]})
+    assert local.answer(asked("www.test")) is None
+    assert local.answer(asked("www.test", "CNAME")) is not None
+    found = local.find("www.test")
+    assert found is not None
+    assert found == (("www.test", "www.example.com"), None)
+
+
+def test_aliases_in_a_circle() -> None:
+    with pytest.raises(ValueError, match="circle"):
+        LocalRecords({"a": ["b"], "b": ["c"], "c": ["b"]})
+
+
+# --- names of addresses ---------------------------------------------------------------------------
+
+
+@given(st.ip_addresses())
+def test_the_name_of_an_address_stands_for_it(address: IPv4Address | IPv6Address) -> None:
+    assert reversed_address(address.reverse_pointer) == address
+    assert reversed_address(f"x.{address.reverse_pointer}") is None
+    assert reversed_address(address.reverse_pointer.partition(".")[2]) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "test", "in-addr.arpa", "1.2.3.256.in-addr.arpa", "01.2.3.4.in-addr.arpa",
+     "1.2.3.-4.in-addr.arpa", "\\049.2.3.4.in-addr.arpa", "g." + "0." * 31 + "ip6.arpa"],
+)  # fmt: skip
+def test_a_name_of_no_address(name: str) -> None:
+    assert reversed_address(name) is None
+
+
+def test_a_pointer() -> None:
+    reply = pointer(asked("1.0.0.10.in-addr.arpa", "PTR"), "vm-1.lan.guestnet.internal", 30)
+    (rrset,) = dns.message.from_wire(reply).answer
+    assert rrset.to_text() == "1.0.0.10.in-addr.arpa. 30 IN PTR vm-1.lan.guestnet.internal."
 
 
 def test_more_addresses_than_fit_are_cut_not_truncated() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.rdatatype
@@ -145,21 +146,29 @@ def test_it_never_holds_more_than_it_may(puts: list[tuple[int, int]]) -> None:
     assert (len(cache), cache.bytes_held) == (0, 0)
 
 
-def test_stale_answers_are_only_for_those_who_ask_for_them() -> None:
-    cache = Cache(serve_stale_s=1e9)
-    cache.put(asked(), reply(asked()), 60, now=0.0)
-    assert ttls(cache.stale(asked(), 10.0)) == [290, 50]
-    assert cache.hit(asked(), 61.0) is None
-    assert ttls(cache.stale(asked(), 61.0)) == [STALE_TTL_S, STALE_TTL_S]
-    assert cache.stale(asked(), 60.0 + MAX_STALE_S) is None
-    assert cache.hit(asked(), 60.0 + MAX_STALE_S) is None
+@pytest.mark.parametrize("edns", [False, 0], ids=["plain", "EDNS"])
+def test_stale_answers_say_so_and_are_only_for_those_who_ask_for_them(edns: bool | int) -> None:
+    cache, question = Cache(serve_stale_s=1e9), asked(use_edns=edns)
+    cache.put(question, reply(question), 60, now=0.0)
+    assert cache.get(question.key, 61.0) is None
+    entry = cache.stale(question.key, 61.0)
+    assert entry is not None
+    stale = read(entry.stale_reply(question))
+    assert {rrset.ttl for rrset in stale.answer} == {STALE_TTL_S}
+    assert [str(each) for rrset in stale.answer for each in rrset] == [
+        "a.cdn.net.", "192.0.2.1", "192.0.2.2"
+    ]  # fmt: skip
+    errors = [o.code for o in stale.options if isinstance(o, dns.edns.EDEOption)]
+    assert errors == ([] if edns is False else [dns.edns.EDECode.STALE_ANSWER])
+    assert cache.stale(question.key, 60.0 + MAX_STALE_S) is None
+    assert cache.hit(question, 60.0 + MAX_STALE_S) is None
     assert len(cache) == 0
 
 
 def test_without_the_option_nothing_is_stale() -> None:
     cache = Cache()
     cache.put(asked(), reply(asked()), 60, now=0.0)
-    assert cache.stale(asked(), 61.0) is None
+    assert cache.stale(asked().key, 61.0) is None
 
 
 @pytest.mark.parametrize(

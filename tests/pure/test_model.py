@@ -20,6 +20,7 @@ from guestnet.model import (
     check_interface_name,
     check_mac,
 )
+from guestnet.naming import guest_label, read_upstream
 
 
 def refusal(**keys: Any) -> tuple[str, str]:
@@ -91,6 +92,36 @@ def test_none_leaves_a_family_out_but_not_both() -> None:
         ({"name": "x" * 33}, "name", "1 to 32 lower-case letters"),
         ({"name": "lan\n"}, "name", "1 to 32 lower-case letters"),
         ({"dns": ["resolver.example"]}, "dns.0", "IPv4"),
+        ({"dns": ["9.9.9.9#dns.quad9.net"]}, "dns.0", "tls://ADDRESS[:PORT][#NAME]"),
+        ({"dns": ["9.9.9.9", "tls://dns.quad9.net"]}, "dns.1", "tls://ADDRESS[:PORT][#NAME]"),
+        ({"dns": ["tls://9.9.9.9:0"]}, "dns.0", "1 to 65535"),
+        ({"dns": ["tls://9.9.9.9:65536"]}, "dns.0", "1 to 65535"),
+        ({"dns": ["tls://9.9.9.9:x"]}, "dns.0", "1 to 65535"),
+        ({"dns": ["tls://[9.9.9.9]:853"]}, "dns.0", "[ADDRESS]:PORT"),
+        ({"dns": ["tls://[fd00::1]853"]}, "dns.0", "[ADDRESS]:PORT"),
+        ({"dns": ["tls://fe80::1%eth0"]}, "dns.0", "no scope"),
+        ({"dns": ["tls://9.9.9.9#"]}, "dns.0", "behind '#' stands the certificate's name"),
+        ({"dns": ["tls://9.9.9.9#9.9.9.9"]}, "dns.0", "an address is no name"),
+        ({"dns": [9]}, "dns.0", "a resolver is text"),
+        ({"records": ["10.0.0.5"]}, "records", "a table of names"),
+        ({"records": {"10.0.0.5": "db.test"}}, "records", "an address is no name"),
+        ({"records": {"*.test": "10.0.0.5"}}, "records", "letters, digits"),
+        ({"records": {"a.guestnet.internal": "10.0.0.5"}}, "records", "guestnet's own"),
+        ({"records": {"a.test": []}}, "records.a.test", "a list of addresses"),
+        ({"records": {"a.test": {}}}, "records.a.test", "a list of addresses"),
+        ({"records": {"a.test": [5]}}, "records.a.test", "the text of an address"),
+        ({"records": {"a.test": "10.0.0.256"}}, "records.a.test", "neither an address nor a name"),
+        ({"records": {"a.test": "0.0.0.0"}}, "records.a.test", "of no host"),
+        ({"records": {"a.test": ["b.test", "10.0.0.1"]}}, "records.a.test", "stands alone"),
+        ({"records": {"a.test": "10.0.0.1", "A.TEST.": "10.0.0.2"}}, "records.a.test", "twice"),
+        ({"records": {"a.test": "b.test", "b.test": "a.test"}}, "records.a.test", "in a circle"),
+        ({"records": {"a.test": "a.test"}}, "records.a.test", "in a circle"),
+        ({"records": {"a.test": [f"10.0.0.{n}" for n in range(9)]}}, "records.a.test", "at most 8"),
+        ({"records": {f"a{n}": "10.0.0.1" for n in range(1025)}}, "records", "at most 1024 names"),
+        ({"serve_stale_s": -1}, "serve_stale_s", "greater than or equal to 0"),
+        ({"serve_stale_s": 86401}, "serve_stale_s", "86400"),
+        ({"strip_ech": "sometimes"}, "strip_ech", "boolean"),
+        ({"deny_encrypted_dns": None}, "deny_encrypted_dns", "boolean"),
         ({"rest_s": -1}, "rest_s", "greater than or equal to 0"),
         ({"rest_s": float("nan")}, "rest_s", "86400"),
         ({"colour": "blue"}, "colour", "no such key"),
@@ -353,3 +384,40 @@ def test_a_request_is_what_was_asked_and_nothing_else() -> None:
     )
     assert request.ipv4 == IPv4Address("10.0.0.2")
     assert (request.mac, request.netns, request.tap) == ("02:00:00:00:00:0a", "ns", None)
+
+
+def test_resolvers_have_one_spelling() -> None:
+    written = ["9.9.9.9", "tls://9.9.9.9:853#DNS.quad9.net.", "tls://2620:fe::fe", "fd00:0::1"]
+    written += ["tls://[2620:FE::fe]:8853#bücher.test", "tls://9.9.9.9:54"]
+    spec = NetworkSpec.read({"dns": written})
+    assert [str(each) for each in spec.dns or ()] == [
+        "9.9.9.9", "tls://9.9.9.9#dns.quad9.net", "tls://[2620:fe::fe]", "fd00::1",
+        "tls://[2620:fe::fe]:8853#xn--bcher-kva.test", "tls://9.9.9.9:54",
+    ]  # fmt: skip
+    assert [str(each) for each in spec.plain_dns] == ["9.9.9.9", "fd00::1"]
+    assert [str(read_upstream(each)) for each in spec.dns or ()] == [str(d) for d in spec.dns or ()]
+
+
+def test_records_have_one_spelling() -> None:
+    spec = NetworkSpec.read(
+        {
+            "records": {
+                "DB.test.": "10.0.0.5",
+                "www.test": ["Db.Test"],
+                "x": ["fd00:0::1", "10.0.0.5"],
+            }
+        }
+    )
+    assert json.loads(spec.model_dump_json())["records"] == {
+        "db.test": ["10.0.0.5"], "www.test": ["db.test"], "x": ["fd00::1", "10.0.0.5"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("guest", "label"),
+    [("vm-1", "vm-1"), ("VM_1", "vm_1"), ("x" * 63, "x" * 63), ("1", "1"), ("x" * 64, None),
+     ("a.b", None), ("a b", None), ("bücher", None), ("\u212a", None), ("vm/1", None)],
+    ids=repr,
+)  # fmt: skip
+def test_the_label_of_a_guest(guest: str, label: str | None) -> None:
+    assert guest_label(guest) == label

@@ -31,6 +31,7 @@ from guestnet.policy import (
     classify,
     decide,
     has_names,
+    may_reach,
     needs_name,
     parse_policy,
     unroutable,
@@ -422,3 +423,26 @@ def test_a_rule_that_lint_remarks_on_never_decides(policy: Policy) -> None:
         if verdict.rule in late:
             assert name is not None
             assert not (name.verified and verdict.group is Group.PUBLIC)
+
+
+#: Of each stretch of ports that the rules of `policies` can tell apart, one.
+_TOLD_APART = (1, 50, 53, 54, 80, 81, 91)
+
+
+@settings(max_examples=600, deadline=None)
+@given(policies, st.sampled_from(_PEERS).map(ip_address))
+def test_a_peer_may_be_reached_if_any_flow_to_it_is_allowed(
+    policy: Policy, peer: IPv4Address | IPv6Address
+) -> None:
+    places = Places(host=PLACES.host, guests=PLACES.guests)  # no resolver is a peer here
+    any_flow = any(
+        decide(policy, Direction.EGRESS, protocol, peer, port, places).allowed
+        for protocol in Protocol
+        for port in _TOLD_APART
+    )
+    verdict = may_reach(policy, peer, places)
+    assert verdict.allowed == any_flow
+    assert verdict.group is classify(peer, places)
+    if verdict.rule is not None:
+        assert policy.rules[verdict.rule].action is verdict.action
+        assert verdict.text == str(policy.rules[verdict.rule])

@@ -10,11 +10,15 @@ import typer
 from ..client import network_path
 from . import output
 from .context import Json, of
-from .values import policy_text, several
+from .values import policy_text, records, several
 
 app = typer.Typer(help="Pools of guests' addresses.", no_args_is_help=True, rich_markup_mode=None)
 
-_DNS = "Resolvers told to the guests, repeated or with commas; `none` for none."
+_DNS = (
+    "Resolvers, repeated or with commas: ADDRESS, or tls://ADDRESS[:PORT][#NAME]; `none` for the "
+    "host's."
+)
+_RECORD = "A name of the network's own as NAME=ADDRESS or NAME=OTHER-NAME, repeated."
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
@@ -32,6 +36,17 @@ def create(
     dns: Annotated[list[str] | None, typer.Option(help=_DNS)] = None,
     policy: Annotated[str | None, typer.Option(help="Of guests that bring none.")] = None,
     policy_file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
+    record: Annotated[list[str] | None, typer.Option(help=_RECORD)] = None,
+    serve_stale: Annotated[
+        int | None,
+        typer.Option(help="Seconds that answers outlive their end if no resolver answers."),
+    ] = None,
+    strip_ech: Annotated[
+        bool | None, typer.Option(help="Whether clients get no key to hide the names they mean.")
+    ] = None,
+    deny_encrypted_dns: Annotated[
+        bool | None, typer.Option(help="Whether names of public encrypted resolvers are denied.")
+    ] = None,
     synthetic: Annotated[
         bool | None, typer.Option(help="Whether each name has an address of its own.")
     ] = None,
@@ -52,6 +67,10 @@ def create(
         "mtu": mtu,
         "egress": several(egress),
         "policy": policy_text(policy, policy_file),
+        "records": records(record),
+        "serve_stale_s": serve_stale,
+        "strip_ech": strip_ech,
+        "deny_encrypted_dns": deny_encrypted_dns,
         "synthetic": synthetic,
         "isolate": isolate,
         "bridge": bridge,
@@ -119,6 +138,11 @@ def _print(info: dict[str, Any], json: bool) -> None:
         "dns": spec["dns"],
         "policy": spec["policy"] or "none",
     }
+    if spec["records"]:
+        shown["records"] = ", ".join(f"{k}={v}" for k, vs in spec["records"].items() for v in vs)
+    if spec["serve_stale_s"]:
+        shown["serve stale"] = f"{spec['serve_stale_s']} s"
+    shown |= {key: False for key in ("strip_ech", "deny_encrypted_dns") if not spec[key]}
     if spec["synthetic"]:
         shown["synthetic"] = True
     if spec["topology"] == "bridge":

@@ -18,6 +18,19 @@ def several(values: Sequence[str] | None) -> list[str] | None:
     return [part.strip() for value in values for part in value.split(",")]
 
 
+def records(values: Sequence[str] | None) -> dict[str, list[str]] | None:
+    """Records given as NAME=VALUE, those of one name together; the values are checked later."""
+    if values is None:
+        return None
+    found: dict[str, list[str]] = {}
+    for text in values:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise ConfigError("record", text, "is written NAME=ADDRESS or NAME=OTHER-NAME")
+        found.setdefault(name, []).append(value)
+    return found
+
+
 def policy_text(text: str | None, file: str | None) -> str | None:
     """A policy given as text or as a file (`-` is stdin)."""
     if file is None:

@@ -21,17 +21,17 @@ The package shares its last name with dnspython (`import dns`), which the tests 
 the code does not use: `records` says why.
 """
 
-from .answers import addresses, failure, fit, no_data, refusal, truncated
-from .cache import Cache, Entry
-from .codes import Address, Ede, Rcode, Rtype
+from .answers import addresses, failure, fit, no_data, pointer, refusal, truncated
+from .cache import STALE_AFTER_S, STALE_REST_S, STALE_TTL_S, Cache, Entry
+from .codes import VERSIONS, Address, Ede, Rcode, Rtype
 from .faults import BadQuestion, BadResponse
-from .local import LocalRecords
-from .names import canonical
+from .local import LOCAL_TTL_S, Found, LocalRecords
+from .names import canonical, reversed_address
 from .pins import GRACE_S, Pins
 from .question import MAX_TCP_QUERY_BYTES, MAX_UDP_QUERY_BYTES, Edns, Question, read_question
 from .records import Record
 from .resolvers import CANARY_NAMES, DOH_NAMES, is_encrypted_resolver
-from .rewrite import build_answer
+from .rewrite import build_answer, with_aliases
 from .upstream import CASE_BITS, MAX_CNAMES, MAX_RECORDS, Response, ask, read_response
 
 __all__ = [
@@ -39,10 +39,15 @@ __all__ = [
     "CASE_BITS",
     "DOH_NAMES",
     "GRACE_S",
+    "LOCAL_TTL_S",
     "MAX_CNAMES",
     "MAX_RECORDS",
     "MAX_TCP_QUERY_BYTES",
     "MAX_UDP_QUERY_BYTES",
+    "STALE_AFTER_S",
+    "STALE_REST_S",
+    "STALE_TTL_S",
+    "VERSIONS",
     "Address",
     "BadQuestion",
     "BadResponse",
@@ -50,6 +55,7 @@ __all__ = [
     "Ede",
     "Edns",
     "Entry",
+    "Found",
     "LocalRecords",
     "Pins",
     "Question",
@@ -65,8 +71,11 @@ __all__ = [
     "fit",
     "is_encrypted_resolver",
     "no_data",
+    "pointer",
     "read_question",
     "read_response",
     "refusal",
+    "reversed_address",
     "truncated",
+    "with_aliases",
 ]

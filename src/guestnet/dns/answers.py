@@ -8,7 +8,7 @@ validates. OPT appears only if the asker sent one (RFC 6891 section 7).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct
 
 from .codes import (
@@ -26,6 +26,7 @@ from .codes import (
     OPT,
     RCODE_MASK,
     RECORD,
+    VERSIONS,
     Address,
     Ede,
     Rcode,
@@ -59,7 +60,7 @@ def refusal(question: Question, rcode: Rcode, ede_code: Ede | None = None, text:
     With NXDOMAIN and NOERROR goes an SOA of five seconds, or the guest's resolver would choose for
     itself how long to remember (RFC 2308 section 5). Text beyond 128 bytes is cut.
     """
-    options = b"" if ede_code is None else _explanation(ede_code, text)
+    options = b"" if ede_code is None else explanation(ede_code, text)
     if rcode in (Rcode.NXDOMAIN, Rcode.NOERROR):
         return reply(question, rcode, authorities=[_soa()], options=options)
     return reply(question, rcode, options=options)
@@ -70,20 +71,35 @@ def no_data(question: Question) -> bytes:
     return refusal(question, Rcode.NOERROR)
 
 
-def addresses(question: Question, found: Iterable[Address], ttl_s: int) -> bytes:
+def addresses(
+    question: Question, found: Iterable[Address], ttl_s: int, *, aliases: Sequence[str] = ()
+) -> bytes:
     """A and AAAA records for a name of our own; what is not of the asked type is left out.
 
+    `aliases` are the names that lead there, without the one that was asked for, in canonical text.
     Addresses beyond the eighth are left out too; without any the reply is `no_data`.
     """
-    version = 4 if question.qtype == Rtype.A else 6 if question.qtype == Rtype.AAAA else None
-    fitting = [address for address in found if address.version == version]
-    if not fitting:
+    fitting = [each for each in found if each.version == VERSIONS.get(question.qtype)]
+    owner, records = ASKED_NAME, []
+    for target in aliases:
+        name = wire_of(target)
+        records.append(record_bytes(owner, Rtype.CNAME, ttl_s, name))
+        if question.qtype == Rtype.CNAME:
+            break  # that is what was asked for, and no more
+        owner = name
+    if not fitting and not records:
         return no_data(question)
-    records = [
-        record_bytes(ASKED_NAME, question.qtype, ttl_s, address.packed)
+    records += [
+        record_bytes(owner, question.qtype, ttl_s, address.packed)
         for address in fitting[:MAX_LOCAL_ADDRESSES]
     ]
     return reply(question, Rcode.NOERROR, answers=records)
+
+
+def pointer(question: Question, name: str, ttl_s: int) -> bytes:
+    """A PTR record: the name (canonical text) of the address that was asked for."""
+    record = record_bytes(ASKED_NAME, Rtype.PTR, ttl_s, wire_of(name))
+    return reply(question, Rcode.NOERROR, answers=[record])
 
 
 def truncated(question: Question) -> bytes:
@@ -147,8 +163,8 @@ def _opt(rcode: int, dnssec: bool, options: bytes) -> bytes:
     )
 
 
-def _explanation(code: Ede, text: str) -> bytes:
-    """An extended DNS error (RFC 8914 section 2), its text cut between characters."""
+def explanation(code: Ede, text: str = "") -> bytes:
+    """The EDNS option of an extended error (RFC 8914 section 2); text is cut between characters."""
     extra = text.encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore").encode()
     return _EDE.pack(_EDE_OPTION_CODE, 2 + len(extra), code) + extra
 

@@ -14,6 +14,7 @@ import struct
 from collections import OrderedDict
 from struct import Struct
 
+from .answers import explanation
 from .codes import (
     FLAG_RD,
     FLAG_TC,
@@ -23,6 +24,7 @@ from .codes import (
     RCODE_MASK,
     RECORD,
     Address,
+    Ede,
     Rcode,
     Rtype,
 )
@@ -38,6 +40,8 @@ DEFAULT_MAX_ENTRIES = 8192
 STALE_TTL_S = 30
 #: … and for one to three days; we take the shorter.
 MAX_STALE_S = 86_400
+#: Section 5: "the failure recheck timer", and how long a client waits for a fresh answer.
+STALE_REST_S, STALE_AFTER_S = 30.0, 1.8
 #: An entry's object, tuples and dictionary slot, and for each record two integers, as measured by
 #: `sys.getsizeof` on CPython 3.11 and rounded up: without them, tiny answers would cost nothing.
 ENTRY_BYTES = 800
@@ -52,8 +56,8 @@ class Entry:
     """One stored answer. Ages by the clock that is passed in, never by itself."""
 
     __slots__ = (
-        "_age_s", "_aged", "_heads", "_tail", "_ttls", "addresses", "expires_at", "size",
-        "stored_at",
+        "_age_s", "_aged", "_heads", "_tail", "_ttls", "addresses", "ask_again_at", "expires_at",
+        "size", "stored_at",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +78,8 @@ class Entry:
         self.size = size
         #: Where the answer leads, for who pins it without reading it again.
         self.addresses = addresses
+        #: Until when it is given stale without anybody being asked: nobody answered just now.
+        self.ask_again_at = 0.0
 
     def reply(self, question: Question, now: float) -> bytes:
         """The answer with the asker's id, RD and case, its TTLs less the time gone by."""
@@ -89,9 +95,13 @@ class Entry:
         return min(self.expires_at, self.stored_at + int(now - self.stored_at) + 1)
 
     def stale_reply(self, question: Question) -> bytes:
-        """The answer with every TTL at `STALE_TTL_S`."""
+        """The answer with every TTL at `STALE_TTL_S`; to EDNS askers it says that it is stale."""
         head = self._heads[question.recursion_desired]
         tail = self._with_ttls([STALE_TTL_S] * len(self._ttls))
+        if question.edns is not None:
+            # The OPT record stands last and has no options, so the last two bytes are their length.
+            option = explanation(Ede.STALE_ANSWER)
+            tail = tail[:-2] + len(option).to_bytes(2, "big") + option
         return question.id.to_bytes(2, "big") + head + question.wire + tail
 
     def _with_ttls(self, ttls: list[int]) -> bytes:
@@ -145,12 +155,12 @@ class Cache:
         entry = self.get(question.key, now)
         return None if entry is None else entry.reply(question, now)
 
-    def stale(self, question: Question, now: float) -> bytes | None:
-        """The reply if one is stored at all, fresh or not too old: for when no upstream answers."""
-        entry = self._entries.get(question.key)
+    def stale(self, key: bytes, now: float) -> Entry | None:
+        """The entry if one is stored at all and not too old: for when no upstream answers."""
+        entry = self._entries.get(key)
         if entry is None or now >= entry.expires_at + self._stale_s:
             return None
-        return entry.reply(question, now) if now < entry.expires_at else entry.stale_reply(question)
+        return entry
 
     def put(
         self,

@@ -75,6 +75,8 @@ class Rtype(IntEnum):
 
 
 CLASS_IN = 1
+#: The versions of the addresses that types of records hold.
+VERSIONS: dict[int, int] = {Rtype.A: 4, Rtype.AAAA: 6}
 
 #: Header (RFC 1035 section 4.1.1): id, flags, then the four counts.
 HEADER = Struct("!HHHHHH")

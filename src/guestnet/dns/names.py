@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 
 #: RFC 1035 section 2.3.4.
 MAX_NAME_BYTES = 255
@@ -19,6 +20,9 @@ MAX_LABEL_BYTES = 63
 _PLAIN_LABELS = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*").fullmatch
 _ALL_PLAIN = re.compile(rb"[a-z0-9_.-]*").fullmatch
 _NOT_PLAIN = re.compile(rb"[^a-z0-9_-]")
+_REVERSE4, _REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
+_OCTET = re.compile(r"25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9]").fullmatch
+_NIBBLE = re.compile(r"[0-9a-f]").fullmatch
 _UNITS = re.compile(rb"\\([0-9]{3})|([^\\])", re.DOTALL)
 
 
@@ -88,3 +92,19 @@ def _unescaped(part: str) -> bytes:
         label += bytes([int(unit[1])]) if unit[1] else unit[2]
         position = unit.end()
     return bytes(label)
+
+
+def reversed_address(name: str) -> IPv4Address | IPv6Address | None:
+    """The address that a name (canonical text) of the reverse tree stands for.
+
+    RFC 1035 section 3.5, RFC 3596 section 2.5; `None` for all other names, zones included.
+    """
+    if name.endswith(_REVERSE4):
+        octets = name.removesuffix(_REVERSE4).split(".")
+        if len(octets) == 4 and all(_OCTET(each) for each in octets):
+            return IPv4Address(bytes(map(int, reversed(octets))))
+    elif name.endswith(_REVERSE6):
+        nibbles = name.removesuffix(_REVERSE6).split(".")
+        if len(nibbles) == 32 and all(_NIBBLE(each) for each in nibbles):
+            return IPv6Address(bytes.fromhex("".join(reversed(nibbles))))
+    return None

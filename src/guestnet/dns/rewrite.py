@@ -6,13 +6,15 @@ records only those of the chain, with the addresses that policy kept.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from itertools import pairwise
 from struct import Struct
 
 from .answers import record_bytes, refusal, reply
 from .codes import HEADER_BYTES, MAX_MESSAGE_BYTES, Address, Ede, Rcode, Rtype, clamped_ttl
 from .faults import BadResponse
+from .names import wire_of
 from .question import Question
 from .records import Record, read_name
 from .upstream import Response
@@ -62,6 +64,19 @@ def build_answer(
     if len(wire) > MAX_MESSAGE_BYTES:
         return refusal(question, Rcode.SERVFAIL, Ede.OTHER, "the answer outgrew a DNS message")
     return wire
+
+
+def with_aliases(response: Response, aliases: Sequence[str], ttl_s: int) -> Response:
+    """The response to the last of `aliases` (canonical text) as one to the first of them."""
+    records = tuple(
+        Record(wire_of(alias), Rtype.CNAME, ttl_s, wire_of(target))
+        for alias, target in pairwise(aliases)
+    )
+    return response._replace(
+        chain=(*aliases[:-1], *response.chain),
+        records=(*records, *response.records),
+        min_ttl_s=ttl_s if response.min_ttl_s is None else min(ttl_s, response.min_ttl_s),
+    )
 
 
 class _Pages:

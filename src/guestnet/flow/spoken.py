@@ -1,6 +1,6 @@
 """The one spelling of a host name that a guest wrote into its first bytes.
 
-The grammar is that of `policy.names.canonical_name` for ASCII. A client sends A-labels (RFC 6066
+The grammar is that of `naming.canonical_name` for ASCII. A client sends A-labels (RFC 6066
 section 3, RFC 9110 section 4.2.3), so other scripts are no names here: nothing is mapped.
 """
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import Response
 from ..flow import Reactor
+from ..naming import Upstream
 from .upstreams import Query
 
-Address = IPv4Address | IPv6Address
 Waiting = Callable[[Response | str], None]
 
 #: Questions of all guests that wait for upstreams; more are answered SERVFAIL.
@@ -31,7 +30,7 @@ class Asking:
 
     def ask(
         self,
-        upstreams: tuple[Address, ...],
+        upstreams: tuple[Upstream, ...],
         name: str,
         qtype: int,
         done: Waiting,

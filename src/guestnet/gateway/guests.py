@@ -9,7 +9,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..address import is_synthetic, synthetic_addresses
-from ..dns import LocalRecords, Pins
+from ..dns import Pins
 from ..policy import (
     DNS_PORT,
     Action,
@@ -25,16 +25,17 @@ from ..policy import (
     decide,
     decide_question,
     has_names,
+    may_reach,
     needs_name,
     opens_address,
     parse_policy,
 )
-from .messages import SetGuest, SetPlaces
+from .messages import SetGuest, SetNetwork, SetPlaces
+from .peers import Peers
+from .service import Service
 
 Address = IPv4Address | IPv6Address
 
-#: The name under which guests find the host.
-HOST_ALIAS = "host.guestnet.internal"
 #: Questions of one guest that wait for an upstream or for pins; more are answered SERVFAIL. A guest
 #: that resolves in parallel has some tens.
 GUEST_ASKING = 256
@@ -67,14 +68,15 @@ class Guest:
     addresses: tuple[Address, ...]
     gateways: tuple[Address, ...]
     policy: Policy
-    upstreams: tuple[Address, ...]
     egress: tuple[str, ...]
     #: Whether names have addresses of their own for it.
     synthetic: bool
     #: Of its being here: see `SetGuest`.
     stay: int
-    #: Names of our own that it finds.
-    local: LocalRecords
+    #: How its network has questions answered.
+    service: Service
+    #: Where it finds the host by its name.
+    host: tuple[Address, ...] = ()
     #: `sequence` of the order that told of it last.
     told: int = 0
     #: What is open for it now.
@@ -163,12 +165,16 @@ class Guests:
         #: Whether addresses are public: so they are until the places change.
         self._public: dict[Address, bool] = {}
         pins.on_evicted = self._evicted
+        self._services: dict[str, Service] = {}
+        self.peers = Peers()
         self._places = Places(host=frozenset(), guests=())
 
     def set_places(self, order: SetPlaces) -> None:
         """Take over what the machine's addresses are."""
         self._places = Places(host=frozenset(order.host), guests=order.guests)
         self._public.clear()
+        for service in self._services.values():
+            service.cache.clear()  # what is public may be different now
         for guest in self._by_id.values():
             guest.reconsider()
 
@@ -182,7 +188,7 @@ class Guests:
         if known is None:
             known = Guest(
                 order.guest, order.network, order.addresses, order.gateways, policy,
-                order.upstreams, order.egress, order.synthetic, order.stay, LocalRecords({}),
+                order.egress, order.synthetic, order.stay, self._service(order.network),
             )  # fmt: skip
             self._by_id[order.guest] = known
             self._by_stay[order.stay] = known
@@ -190,15 +196,25 @@ class Guests:
                 self._by_address[address] = known
                 self._by_text[str(address)] = known
         known.gateways, known.policy, known.told = order.gateways, policy, order.sequence
-        known.upstreams, known.egress = order.upstreams, order.egress
-        known.synthetic = order.synthetic
+        known.egress, known.synthetic = order.egress, order.synthetic
+        known.host = order.host
         reports = policy.mode is Mode.REPORT
         known.share.per_second = REPORTED_PER_SECOND if reports else TOLD_PER_SECOND
         known.standing.clear()
         known.pins_due_at = 0.0
         known.reconsider()
-        known.local = LocalRecords({HOST_ALIAS: order.host})
         return known
+
+    def set_network(self, order: SetNetwork) -> None:
+        """Take over how a network's guests are answered; what was answered before is forgotten."""
+        service = self._services[order.network] = Service.of(order)
+        for guest in self._by_id.values():
+            if guest.network == order.network:
+                guest.service = service
+                guest.reconsider()
+
+    def _service(self, network: str) -> Service:
+        return self._services.setdefault(network, Service())
 
     def forget(self, guest: str) -> Guest | None:
         """Forget a guest and its pins; returns it, for its flows to be ended."""
@@ -283,6 +299,16 @@ class Guests:
             return True
         # What is public every policy opens.
         return self.is_public(address) or opens_address(guest.policy, address, self.places(guest))
+
+    def is_a_guest_s(self, address: Address) -> bool:
+        """Whether an address is of the guests' pools."""
+        return classify(address, self._places) is Group.GUESTS
+
+    def may_reach(self, guest: Guest, peer: Address) -> Verdict:
+        """Whether the policy lets a guest reach an address by anything at all."""
+        return guest.decided_before(
+            ("reach", peer), lambda: may_reach(guest.policy, peer, self.places(guest))
+        )
 
     def is_public(self, address: Address) -> bool:
         """Whether an address is neither the machine's, nor a guest's, nor special."""

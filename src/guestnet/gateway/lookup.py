@@ -8,11 +8,12 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import Response, Rtype
 from ..flow import Reactor
+from ..naming import Upstream
 from .asking import Asking
 from .guests import Guest
 
 Address = IPv4Address | IPv6Address
-Key = tuple[tuple[Address, ...], str, int]
+Key = tuple[tuple[Upstream, ...], str, int]
 
 #: Names that are remembered for as long as their answers say.
 MAX_KNOWN = 8192
@@ -34,6 +35,12 @@ class Lookup:
         done: Callable[[tuple[Address, ...]], None],
     ) -> None:
         """Have `done` called with the addresses of these families; none where nobody answered."""
+        ours = guest.service.records.find(name)
+        if ours is not None:
+            if ours.addresses is not None:
+                done(tuple(each for each in ours.addresses if each.version in versions))
+                return
+            name = ours.chain[-1]
         found: dict[int, tuple[Address, ...]] = {}
 
         def take(version: int, addresses: tuple[Address, ...]) -> None:
@@ -51,7 +58,7 @@ class Lookup:
         version: int,
         done: Callable[[tuple[Address, ...]], None],
     ) -> None:
-        key = (guest.upstreams, name, version)
+        key = (guest.service.upstreams, name, version)
         known = self._known.get(key)
         if known is not None and self._reactor.now() < known[1]:
             done(known[0])
@@ -69,7 +76,7 @@ class Lookup:
                 self._remember(key, addresses, self._reactor.now() + result.cache_ttl_s)
             done(addresses)
 
-        self._asking.ask(guest.upstreams, name, _TYPES[version], answered)
+        self._asking.ask(guest.service.upstreams, name, _TYPES[version], answered)
 
     def _remember(self, key: Key, addresses: tuple[Address, ...], until: float) -> None:
         self._known.pop(key, None)

@@ -9,12 +9,13 @@ strictly: what is wrong is left out.
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..dns.pins import DEFAULT_MAX_ADDRESSES
 from ..model import Decision
+from ..naming import Records, Upstream
 
 #: Bytes of one line. The longest order is a policy of 10,000 rules.
 MAX_LINE_BYTES = 4 * 1024 * 1024
@@ -46,12 +47,42 @@ class SetGuest(Message):
     host: tuple[Address, ...] = ()
     #: Canonical policy text.
     policy: str
-    #: Resolvers that its questions are put to.
-    upstreams: tuple[Address, ...]
     #: Whether names have addresses of their own for it.
     synthetic: bool
     #: Interfaces its flows may leave by.
     egress: tuple[str, ...]
+
+
+class SetNetwork(Message):
+    """How the questions of a network's guests are answered from now on."""
+
+    kind: Literal["set-network"] = "set-network"
+    sequence: int
+    network: str
+    #: Resolvers that the questions are put to, the first one first.
+    upstreams: tuple[Upstream, ...]
+    #: Names of the network's own, as in `NetworkSpec`.
+    records: Records
+    serve_stale_s: int
+    strip_ech: bool
+    deny_encrypted_dns: bool
+
+
+class Peer(NamedTuple):
+    """A guest as others of its network may find it."""
+
+    guest: str
+    network: str
+    #: As text: for attaches, which each tell of one, objects would cost ten times as much.
+    addresses: tuple[str, ...]
+
+
+class SetPeers(Message):
+    """Guests that have come and gone, those without rules by name included; never waited for."""
+
+    kind: Literal["set-peers"] = "set-peers"
+    come: tuple[Peer, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 class ForgetGuest(Message):
@@ -93,7 +124,8 @@ class TellPins(Message):
 
 
 Order = Annotated[
-    SetGuest | ForgetGuest | SetPlaces | PinsStand | Begin | TellPins, Field(discriminator="kind")
+    SetGuest | SetNetwork | SetPeers | ForgetGuest | SetPlaces | PinsStand | Begin | TellPins,
+    Field(discriminator="kind"),
 ]
 
 

@@ -4,8 +4,8 @@ The ladder, per question:
 
 1. What is no single, sane question gets the error that says so.
 2. The guest's policy decides about the name; a denied one does not exist, and the answer says why.
-3. Names of our own are answered from here. Encrypted resolvers exist only for policies that name
-   them: what is resolved there has no pin.
+   Encrypted resolvers exist only for policies that name them: what is resolved there has no pin.
+3. Names of our own, and the network's records, are answered from here.
 4. A fresh answer from the cache, or one upstream question for all guests that ask the same.
 5. Every address in the answer is classified: a name leads to public addresses, or to such as a rule
    by address names, or the answer is refused whole (rebinding).
@@ -22,30 +22,36 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import (
+    LOCAL_TTL_S,
     MAX_TCP_QUERY_BYTES,
+    STALE_AFTER_S,
+    STALE_REST_S,
+    STALE_TTL_S,
+    VERSIONS,
     BadQuestion,
-    Cache,
     Ede,
+    Entry,
     Question,
     Rcode,
     Response,
-    Rtype,
     build_answer,
     failure,
     fit,
     is_encrypted_resolver,
     read_question,
     refusal,
+    with_aliases,
 )
 from ..dns import (
     addresses as address_answer,
 )
 from ..errors import ConfigError
-from ..flow import Reactor
+from ..flow import Reactor, Timer
 from ..model import Decision
 from ..policy import (
     Action,
@@ -56,6 +62,7 @@ from ..policy import (
 )
 from .asking import Asking
 from .guests import Guest, Guests, is_allowed
+from .own import own_answer
 from .pinning import Pinning
 from .repeats import Repeats
 from .streams import Streams
@@ -67,7 +74,7 @@ TURN = 64
 _IP_PKTINFO, _IPV6_PKTINFO = 8, 50
 _ANCILLARY_BYTES = 64
 
-_VERSIONS: dict[int, int] = {Rtype.A: 4, Rtype.AAAA: 6}
+_ANSWERED = (Rcode.NOERROR, Rcode.NXDOMAIN)
 #: How long a guest may remember where a name is: it is always there.
 SYNTHETIC_TTL_S = 300
 
@@ -93,8 +100,6 @@ class Resolving:
     ) -> None:
         self._reactor = reactor
         self._guests = guests
-        #: By resolvers: what some answer others may not (a company's own names).
-        self._caches: dict[tuple[Address, ...], Cache] = {}
         self._pinning = pinning
         self._tell = tell
         self._asking = asking
@@ -161,15 +166,25 @@ class Resolving:
         def fitting(wire: bytes) -> None:
             reply(fit(wire, question, limit))
 
+        own = own_answer(self._guests, guest, question)
+        if own is not None:
+            if own.verdict is not None:
+                self._told(guest, question, own.verdict, protocol, answers=own.addresses)
+            fitting(own.wire)
+            return 0.0  # guests come and go, and the host's name is not told
         name = question.name
         verdict = guest.decided_before(name, lambda: self._verdict(guest, name))
-        local = guest.local.answer(question)
-        if local is not None:
-            fitting(local)
-            return 0.0  # such are not told, and what is given unread counts as one that is
+        record = guest.service.records.answer(question)
         if not is_allowed(verdict):
             self._told(guest, question, verdict, protocol)
             fitting(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, verdict.reason))
+        elif record is not None:
+            # Its owner's word, so it may lead anywhere.
+            found = guest.service.records.addresses_for(question)
+            until = self._reactor.now() + LOCAL_TTL_S
+            left = [(address, until) for address in found]
+            if not self._pin_and_reply(guest, question, verdict, left, record, fitting, protocol):
+                return 0.0
         elif guest.synthetic:
             self._answer_synthetic(guest, question, verdict, fitting, protocol)
         else:
@@ -183,8 +198,8 @@ class Resolving:
             return Verdict(Action.DENY, None, "no name", None, f"{name!r} is no name of a host")
         rule = guest.policy.rules[verdict.rule] if verdict.rule is not None else None
         by_name = rule is not None and isinstance(rule.target, DomainTarget)
-        sees_names = has_names(guest.policy)
-        if sees_names and is_allowed(verdict) and not by_name and is_encrypted_resolver(name):
+        hidden = guest.service.deny_encrypted_dns and has_names(guest.policy)
+        if hidden and is_allowed(verdict) and not by_name and is_encrypted_resolver(name):
             return Verdict(
                 Action.DENY, None, "encrypted resolvers", None,
                 f"{name} resolves names where no rule sees them; a rule by its name allows it",
@@ -195,7 +210,7 @@ class Resolving:
         self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
     ) -> None:
         """The name's own address; nothing is asked of anybody, so nothing is carried out."""
-        version = _VERSIONS.get(question.qtype)
+        version = VERSIONS.get(question.qtype)
         found: tuple[Address, ...] = ()
         if any(own.version == version for own in guest.addresses) and version is not None:
             now = self._reactor.now()
@@ -207,7 +222,7 @@ class Resolving:
         self, guest: Guest, question: Question, verdict: Verdict, reply: Reply, protocol: str
     ) -> float:
         now = self._reactor.now()
-        entry = self._cache(guest).get(question.key, now)
+        entry = guest.service.cache.get(question.key, now)
         if entry is not None:
             # What is in the cache leads to public addresses only, which every policy lets pass.
             left = [(address, entry.expires_at) for address in entry.addresses]
@@ -215,26 +230,79 @@ class Resolving:
                 guest, question, verdict, left, entry.reply(question, now), reply, protocol
             )
             return entry.same_until(now) if stood else 0.0
-        if guest.is_asking_too_much or self._asking.is_full:
+        stale = guest.service.cache.stale(question.key, now)
+        if stale is not None and now < stale.ask_again_at:
+            self._answer_stale(guest, question, verdict, stale, reply, protocol)
+        elif guest.is_asking_too_much or self._asking.is_full:
             reply(refusal(question, Rcode.SERVFAIL, Ede.OTHER, "too many questions at a time"))
-            return 0.0
+        else:
+            self._ask(guest, question, verdict, stale, reply, protocol)
+        return 0.0
+
+    def _ask(
+        self,
+        guest: Guest,
+        question: Question,
+        verdict: Verdict,
+        stale: Entry | None,
+        reply: Reply,
+        protocol: str,
+    ) -> None:
+        """Ask upstream; `stale` is the answer where nobody answers, or not soon (RFC 8767)."""
         guest.asking += 1
+        service = guest.service
+        alias = service.records.find(question.name)
+        names = (question.name,) if alias is None else alias.chain
+        waiting: Timer | None = None
+
+        def is_here() -> bool:
+            return guest.service is service and self._guests.get(guest.id) is guest
+
+        def give_up() -> None:
+            nonlocal stale
+            if stale is not None and is_here():
+                # The next ones are not to wait, too.
+                stale.ask_again_at = self._reactor.now() + STALE_REST_S
+                self._answer_stale(guest, question, verdict, stale, reply, protocol)
+            stale = None
 
         def answered(result: Response | str) -> None:
             guest.asking -= 1
-            self._answered(guest, question, verdict, result, reply, protocol)
+            if isinstance(result, Response) and alias is not None:
+                result = with_aliases(result, names, LOCAL_TTL_S)
+            if waiting is not None:
+                waiting.cancel()
+            if not is_here():
+                return
+            if waiting is not None and stale is None:
+                if isinstance(result, Response):  # it comes late: for those who ask next
+                    self._built(guest, question, result)
+            elif stale is not None and (isinstance(result, str) or result.rcode not in _ANSWERED):
+                give_up()
+            else:
+                self._answered(guest, question, verdict, result, reply, protocol)
 
+        if stale is not None:
+            waiting = self._reactor.call_later(STALE_AFTER_S, give_up)
         self._asking.ask(
-            guest.upstreams, question.name, question.qtype, answered,
+            service.upstreams, names[-1], question.qtype, answered,
             dnssec=question.wants_dnssec, checking_disabled=question.checking_disabled,
         )  # fmt: skip
-        return 0.0
 
-    def _cache(self, guest: Guest) -> Cache:
-        cache = self._caches.get(guest.upstreams)
-        if cache is None:
-            cache = self._caches[guest.upstreams] = Cache()
-        return cache
+    def _answer_stale(
+        self,
+        guest: Guest,
+        question: Question,
+        verdict: Verdict,
+        entry: Entry,
+        reply: Reply,
+        protocol: str,
+    ) -> None:
+        until = self._reactor.now() + STALE_TTL_S
+        left = [(address, until) for address in entry.addresses]
+        told = replace(verdict, reason="no resolver answers; this is a former answer")
+        wire = entry.stale_reply(question)
+        self._pin_and_reply(guest, question, told, left, wire, reply, protocol)
 
     def _answered(
         self,
@@ -245,8 +313,6 @@ class Resolving:
         reply: Reply,
         protocol: str,
     ) -> None:
-        if self._guests.get(guest.id) is not guest:
-            return  # detached meanwhile
         now = self._reactor.now()
         if isinstance(result, str):
             reason = f"no resolver answered: {result}"
@@ -265,11 +331,7 @@ class Resolving:
             self._told(guest, question, refused, protocol)
             reply(refusal(question, Rcode.NXDOMAIN, Ede.BLOCKED, reason))
             return
-        wire = build_answer(question, result, ours)
-        if not elsewhere:
-            # It leads where any guest may be led.
-            addresses = tuple(ours)
-            self._cache(guest).put(question, wire, result.cache_ttl_s, now, addresses)
+        wire = self._built(guest, question, result)
         left = [(address, now + ttl) for address, ttl in result.addresses]
         self._pin_and_reply(guest, question, verdict, left, wire, reply, protocol)
 
@@ -280,6 +342,15 @@ class Resolving:
         places = self._guests.places(guest)
         closed = (a for a in elsewhere if not opens_address(guest.policy, a, places))
         return next(closed, None)
+
+    def _built(self, guest: Guest, question: Question, result: Response) -> bytes:
+        """The answer, which is remembered if it leads where any guest may be led."""
+        addresses = tuple(address for address, _ttl in result.addresses)
+        wire = build_answer(question, result, addresses, strip_ech=guest.service.strip_ech)
+        if all(map(self._guests.is_public, addresses)):
+            now = self._reactor.now()
+            guest.service.cache.put(question, wire, result.cache_ttl_s, now, addresses)
+        return wire
 
     def _pin_and_reply(
         self,
@@ -305,7 +376,6 @@ class Resolving:
 
     def forget_answers(self) -> None:
         """The machine's addresses changed: what is public may have, too."""
-        self._caches.clear()
         self._repeats.clear()
 
     # -- telling -----------------------------------------------------------------------------

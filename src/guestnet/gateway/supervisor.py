@@ -9,9 +9,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from ..model import Attachment, Decision
+from ..model import Attachment, Decision, NetworkSpec
+from ..naming import Upstream
 from ..ruleset import Doors
 from .messages import (
     AddPins,
@@ -21,10 +22,13 @@ from .messages import (
     ForgetGuest,
     Message,
     Network,
+    Peer,
     PinsStand,
     Ready,
     Report,
     SetGuest,
+    SetNetwork,
+    SetPeers,
     SetPlaces,
     TellPins,
 )
@@ -34,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 #: Workers at most, unless more are asked for: each takes some 40 MB.
 MAX_WORKERS = 8
+#: Guests in one message: with the longest ids still far below the longest line.
+PEERS_AT_ONCE = 1000
 
 
 def default_workers() -> int:
@@ -56,6 +62,8 @@ class Gateway:
         #: Guards what follows, and tells of workers' progress.
         self._lock = threading.Condition()
         self._guests: dict[str, SetGuest] = {}
+        self._networks: dict[str, SetNetwork] = {}
+        self._peers: dict[str, Peer] = {}
         self._places: SetPlaces | None = None
         self._sequence = 0
         self._stopping = False
@@ -89,7 +97,6 @@ class Gateway:
     def set_guest(
         self,
         attachment: Attachment,
-        upstreams: Iterable[Address],
         egress: Iterable[str],
         *,
         synthetic: bool,
@@ -112,7 +119,6 @@ class Gateway:
                 gateways=tuple(each for each in gateways if each is not None),
                 host=tuple(host),
                 policy=attachment.policy,
-                upstreams=tuple(upstreams),
                 egress=tuple(egress),
                 synthetic=synthetic,
             )
@@ -120,6 +126,37 @@ class Gateway:
                 return  # told before, and nothing about it is new
             self._guests[attachment.guest] = order
         self._tell(order)
+
+    def set_network(self, spec: NetworkSpec, upstreams: Iterable[Upstream]) -> None:
+        """Tell how a network's guests are answered; returns when that holds."""
+        with self._lock:
+            order = SetNetwork(
+                sequence=self._next(),
+                network=spec.name,
+                upstreams=tuple(upstreams),
+                records=spec.records,
+                serve_stale_s=spec.serve_stale_s,
+                strip_ech=spec.strip_ech,
+                deny_encrypted_dns=spec.deny_encrypted_dns,
+            )
+            known = self._networks.get(spec.name)
+            if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:
+                return
+            self._networks[spec.name] = order
+        self._tell(order)
+
+    def come(self, attachments: Iterable[Attachment]) -> None:
+        """Tell of guests for others to find, whatever their policy; nothing is waited for."""
+        with self._lock:
+            peers = [_peer(each) for each in attachments]
+            peers = [peer for peer in peers if self._peers.get(peer.guest) != peer]
+            self._peers.update({peer.guest: peer for peer in peers})
+        self._send(*_in_parts(peers))
+
+    def keep(self, guests: Collection[str]) -> None:
+        """Forget all guests but these."""
+        for guest in [each for each in self._peers if each not in guests]:
+            self.forget(guest)
 
     def tell_again(self) -> None:
         """Tell of every guest once more: what stood for it in the kernel may be gone."""
@@ -133,6 +170,10 @@ class Gateway:
 
     def forget(self, guest: str) -> None:
         """End a guest's flows; returns when they are ended."""
+        with self._lock:
+            found = self._peers.pop(guest, None) is not None
+        if found:
+            self._send(SetPeers(gone=(guest,)))
         with self._lock:
             if self._guests.pop(guest, None) is None:
                 return
@@ -171,9 +212,19 @@ class Gateway:
 
     def _known(self) -> list[Message]:
         """All that a worker is told at its start; the lock is held."""
-        return [*([self._places] if self._places else []), *self._guests.values()]
+        return [
+            *([self._places] if self._places else []),
+            *self._networks.values(),
+            *_in_parts(list(self._peers.values())),
+            *self._guests.values(),
+        ]
 
-    def _tell(self, order: SetGuest | ForgetGuest | SetPlaces) -> None:
+    def _send(self, *messages: Message) -> None:
+        """Tell all workers in passing."""
+        for worker in self.workers if messages else ():
+            worker.send(*messages)
+
+    def _tell(self, order: SetGuest | SetNetwork | ForgetGuest | SetPlaces) -> None:
         """Send an order to all workers and wait for those that live to carry it out.
 
         One that does not is ended: its flows end with it, and the next one is told everything.
@@ -230,3 +281,15 @@ class Gateway:
             [(each, guest) for each, guest in known if guest and guest.sequence == each.told]
         )
         worker.send(*(PinsStand(sequence=each.sequence) for each in reports))
+
+
+def _peer(attachment: Attachment) -> Peer:
+    own = (attachment.ipv4, attachment.ipv6)
+    addresses = tuple(str(each.ip) for each in own if each is not None)
+    return Peer(attachment.guest, attachment.network, addresses)
+
+
+def _in_parts(peers: Sequence[Peer]) -> list[SetPeers]:
+    """Guests in messages that are not too long."""
+    parts = range(0, len(peers), PEERS_AT_ONCE)
+    return [SetPeers(come=tuple(peers[at : at + PEERS_AT_ONCE])) for at in parts]

@@ -13,14 +13,11 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import CASE_BITS, BadResponse, Response, ask, read_response
 from ..flow import Reactor, Timer
+from ..naming import Upstream
 
-Address = IPv4Address | IPv6Address
-
-PORT = 53
 #: How long one resolver may take until the next is asked; dig and glibc wait 5 s, guests' patience
 #: has to cover several.
 ANSWER_S = 1.5
@@ -42,7 +39,7 @@ class Query:
     def __init__(
         self,
         reactor: Reactor,
-        servers: Sequence[Address],
+        servers: Sequence[Upstream],
         name: str,
         qtype: int,
         done: Answered,
@@ -74,8 +71,8 @@ class Query:
         server = self._left.pop(0)
         self._send(server, socket.SOCK_DGRAM, self._on_datagram)
 
-    def _send(self, server: Address, kind: int, handler: Callable[[int], None]) -> None:
-        family = socket.AF_INET if server.version == 4 else socket.AF_INET6
+    def _send(self, server: Upstream, kind: int, handler: Callable[[int], None]) -> None:
+        family = socket.AF_INET if server.address.version == 4 else socket.AF_INET6
         self._server = server
         dice = _dice.getrandbits(16 + CASE_BITS)  # one system call for both
         self._asked = ask(
@@ -87,7 +84,7 @@ class Query:
         try:
             self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK)
             with suppress(BlockingIOError):
-                self._socket.connect((str(server), PORT))
+                self._socket.connect((str(server.address), server.port))
             if kind == socket.SOCK_DGRAM:
                 self._socket.send(self._asked)
         except OSError as error:

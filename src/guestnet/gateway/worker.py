@@ -31,6 +31,8 @@ from .messages import (
     PinsStand,
     Ready,
     SetGuest,
+    SetNetwork,
+    SetPeers,
     SetPlaces,
     TellPins,
     line,
@@ -163,6 +165,12 @@ class Worker:
             case SetPlaces():
                 self.guests.set_places(order)
                 self.resolving.forget_answers()
+            case SetNetwork():
+                self.guests.set_network(order)
+            case SetPeers(come=come, gone=gone):
+                self.guests.peers.go(gone)
+                self.guests.peers.come(come)
+                return
             case PinsStand(sequence=sequence):
                 self.pinning.stand(sequence)
                 return

@@ -86,7 +86,7 @@ class LiveNetwork:
         return NetworkPlaces(
             without(self.pools, self._others),
             self.egress,
-            self.spec.dns or (),
+            self.spec.plain_dns,
             self.spec.bridge or "",
             self.spec.isolate,
             self.spec.synthetic,

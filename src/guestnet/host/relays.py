@@ -17,7 +17,8 @@ from ..gateway import AddPins, Gateway, Handed, SetGuest, default_workers
 from ..gateway.doorway import Doorway
 from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
-from ..model import Attachment, Decision
+from ..model import Attachment, Decision, NetworkSpec
+from ..naming import read_upstream
 from ..plan import SetPlaces
 from ..policy import (
     Action,
@@ -58,15 +59,19 @@ class Relays:
         self._places = Places(host=frozenset(), guests=())
 
     def admit(self, attachment: Attachment, policy: Policy) -> None:
-        """Tell the gateway of a guest whose policy has rules by name, or that needs no root.
+        """Tell the gateway of a guest: its name, and the rest if it has rules by name or no root.
 
         One that it knows goes on being its guest, for the flows that it relays.
         """
+        if self.gateway is not None:
+            self.gateway.come([attachment])
         known = self.gateway is not None and self.gateway.knows(attachment.guest)
         if not (known or self._site.relays_all or has_names(policy)):
             return
         gateway = self._started()
+        gateway.come([attachment])
         self._tell_places(gateway)
+        self._tell_network(gateway, self._ledger.network(attachment.network).spec)
         self._tell_guest(gateway, attachment)
 
     def carry_pins(
@@ -99,11 +104,15 @@ class Relays:
     def follow(self) -> None:
         """Tell the gateway of what changed around it: addresses, resolvers, egress interfaces."""
         gateway = self.gateway
-        for attachment in list(self._ledger.attachments()):
-            if gateway is not None and gateway.knows(attachment.guest):
-                self._tell_guest(gateway, attachment)
-        if gateway is not None:
-            self._tell_places(gateway)
+        if gateway is None:
+            return
+        gateway.keep(self._ledger.attached)
+        told = [each for each in self._ledger.attachments() if gateway.knows(each.guest)]
+        for name in {attachment.network for attachment in told}:
+            self._tell_network(gateway, self._ledger.network(name).spec)
+        for attachment in told:
+            self._tell_guest(gateway, attachment)
+        self._tell_places(gateway)
 
     def tell_again(self) -> None:
         """After a repair: the sets of pins may have been made anew."""
@@ -135,18 +144,22 @@ class Relays:
                 handed.close()
                 raise
             self.gateway = Gateway(handed, self._add_pins, self._on_decision)
+            self.gateway.come(self._ledger.attachments())
         return self.gateway
 
     def _tell_guest(self, gateway: Gateway, attachment: Attachment) -> None:
         network = self._ledger.network(attachment.network)
-        upstreams = network.spec.dns or host_resolvers(loopback=True)
         synthetic = network.spec.synthetic
         own: list[Address | None] = [attachment.gateway_ipv4, attachment.gateway_ipv6]
         if self._site.is_apart:
             # Nobody is at home at the gateway's addresses: they are in another namespace.
             own = sorted(self._site.surroundings().addresses, key=str)
         host = [each for each in own if each is not None and not each.is_link_local]
-        gateway.set_guest(attachment, upstreams, network.egress, synthetic=synthetic, host=host)
+        gateway.set_guest(attachment, network.egress, synthetic=synthetic, host=host)
+
+    def _tell_network(self, gateway: Gateway, spec: NetworkSpec) -> None:
+        resolvers = spec.dns or host_resolvers(loopback=True)
+        gateway.set_network(spec, [read_upstream(each) for each in resolvers])
 
     def _tell_places(self, gateway: Gateway) -> None:
         host = {*self._site.surroundings().addresses, *self._ledger.gateways()}

@@ -25,7 +25,16 @@ from .groups import (
     unroutable_groups,
 )
 from .lint import Remark, warnings
-from .match import DNS_PORT, REPORTED, decide, decide_question, has_names, needs_name, opens_address
+from .match import (
+    DNS_PORT,
+    REPORTED,
+    decide,
+    decide_question,
+    has_names,
+    may_reach,
+    needs_name,
+    opens_address,
+)
 from .names import MAX_NAME, NAME_SERVICES, FlowName, canonical_name, is_below
 from .rules import (
     MAX_PORT_RANGES,
@@ -88,6 +97,7 @@ __all__ = [
     "embedded_ipv4",
     "has_names",
     "is_below",
+    "may_reach",
     "needs_name",
     "opens_address",
     "parse_policy",

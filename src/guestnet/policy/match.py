@@ -176,6 +176,64 @@ def opens_address(policy: Policy, peer: Address, places: Places) -> bool:
     )
 
 
+def may_reach(policy: Policy, peer: Address, places: Places) -> Verdict:
+    """Whether there is any egress flow to `peer` that `policy` allows by the peer's address.
+
+    The verdict is that of the rule which allows most early, else of what denies the whole peer.
+    """
+    flow, found = _flow(Direction.EGRESS, Protocol.ANY, peer, None, places, None)
+    family = Protocol.ICMPV4 if found.address.version == 4 else Protocol.ICMPV6
+    if unroutable(found.address, found.group):
+        return _decide(policy, flow, found)
+    # What no rule has decided yet, by protocol.
+    left = {p: [(1, PORT_MAX)] for p in (Protocol.TCP, Protocol.UDP, family, Protocol.ANY)}
+    denied: tuple[int, Rule] | None = None
+    for index, rule in enumerate(policy.rules):
+        if not _is_about(rule, flow, found):
+            continue
+        for protocol, ranges in list(left.items()):
+            if rule.protocols and protocol not in rule.protocols:
+                continue
+            if rule.ports and protocol not in WITH_PORTS:
+                continue
+            rest = _without(ranges, [(each.lo, each.hi) for each in rule.ports])
+            if rest == ranges:
+                continue
+            if rule.action is Action.ALLOW:
+                text = str(rule)
+                reason = f"`{text}` lets it reach {found.address}"
+                return Verdict(Action.ALLOW, index, text, found.group, reason)
+            denied = denied or (index, rule)
+            left[protocol] = rest
+            if not rest:
+                del left[protocol]
+    if left or denied is None:
+        return _undecided(policy, flow, found, None)
+    index, rule = denied
+    text = str(rule)
+    reason = because_rule(flow, Action.DENY, text, None)
+    return Verdict(Action.DENY, index, text, found.group, reason)
+
+
+def _is_about(rule: Rule, flow: Flow, peer: _Peer) -> bool:
+    """Whether a rule by address decides egress flows to a peer, of whatever service."""
+    if not rule.direction.covers(Direction.EGRESS):
+        return False
+    if isinstance(rule.target, (DomainTarget, DnsTarget)):
+        return False
+    if not _reaches(rule.target, flow, peer):
+        return False
+    return rule.action is Action.DENY or peer.group not in FLOOR or _names(rule.target, peer.group)
+
+
+def _without(ranges: list[tuple[int, int]], ports: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of ranges of ports without some others; none given are all."""
+    for low, high in ports or [(1, PORT_MAX)]:
+        cut = [part for a, b in ranges for part in ((a, min(b, low - 1)), (max(a, high + 1), b))]
+        ranges = [(a, b) for a, b in cut if a <= b]
+    return ranges
+
+
 def _may_report(policy: Policy, peer: _Peer) -> bool:
     """Whether a denial of flows to `peer` is told only: never of the floor."""
     return (
@@ -235,6 +293,11 @@ def _decide(policy: Policy, flow: Flow, peer: _Peer) -> Verdict:
             return Verdict(rule.action, index, text, peer.group, reason)
         if passed is None and _could_allow(rule, flow):
             passed = rule
+    return _undecided(policy, flow, peer, passed)
+
+
+def _undecided(policy: Policy, flow: Flow, peer: _Peer, passed: Rule | None) -> Verdict:
+    """What holds where no rule matches."""
     if peer.group in FLOOR:
         reason = because_floor(flow, passed)
         return Verdict(Action.DENY, None, f"floor: {peer.group}", peer.group, reason)
