@@ -151,11 +151,18 @@ def in_family(server: Any, address: Address) -> Address:
     return found
 
 
-def explained(response: dns.message.Message) -> str:
-    """The text of an answer's extended error (RFC 8914), which says it was blocked."""
+def explanation(
+    response: dns.message.Message, code: dns.edns.EDECode = dns.edns.EDECode.NETWORK_ERROR
+) -> str:
+    """The text of an answer's one extended error (RFC 8914), which is of this kind."""
     (error,) = (option for option in response.options if isinstance(option, dns.edns.EDEOption))
-    assert error.code == dns.edns.EDECode.BLOCKED
+    assert error.code == code
     return error.text or ""
+
+
+def explained(response: dns.message.Message) -> str:
+    """Why an answer was blocked."""
+    return explanation(response, dns.edns.EDECode.BLOCKED)
 
 
 def assert_no_such_name(response: dns.message.Message) -> None:

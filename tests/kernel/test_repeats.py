@@ -32,6 +32,7 @@ from guestnet.gateway.guests import Guest, Guests
 from guestnet.gateway.messages import Message, SetGuest, SetNetwork, SetPlaces
 from guestnet.gateway.pinning import GUEST_PINS, Pinning
 from guestnet.gateway.resolving import Resolving
+from guestnet.gateway.secure import Secure
 from guestnet.model import Decision
 from guestnet.naming import HOST_ALIAS, Upstream
 from lab.netns import Namespace
@@ -71,7 +72,7 @@ class Resolver:
         self.doorway = Doorway.open(1)[0]
         self.resolving = Reading(
             self.reactor, self.doorway.resolver_udp, self.doorway.resolver_tcp, self.guests,
-            Asking(self.reactor), self.pinning, self.told.append,
+            Asking(self.reactor, Secure(self.reactor)), self.pinning, self.told.append,
         )  # fmt: skip
         self.clients: dict[tuple[str, str], socket.socket] = {}
         self._turns = itertools.count(0x5DB8D801)

@@ -6,6 +6,7 @@ import itertools
 import struct
 from ipaddress import ip_address
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.name
@@ -90,6 +91,19 @@ def told(wire: bytes) -> list[str]:
 
 
 # --- asking ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 60), st.booleans())
+def test_a_padded_query_tells_nothing_by_its_length(letters: int, dnssec: bool) -> None:
+    wire = ask(f"{'x' * letters}.test", 1, 7, padded=True, dnssec=dnssec)
+    message = dns.message.from_wire(wire)
+    assert len(wire) == 128
+    assert [option.otype for option in message.options] == [dns.edns.OptionType.PADDING]
+    assert read_response(response_to(wire), wire).chain == (message.question[0].name.to_text(True),)
+
+
+def response_to(wire: bytes) -> bytes:
+    return dns.message.make_response(dns.message.from_wire(wire)).to_wire()
 
 
 def test_a_query() -> None:

@@ -42,10 +42,15 @@ MAX_CNAMES = 16
 #: In all sections. The root's NS set signed and with all its glue is 41; what is larger is a zone
 #: made to be large, and no stub could use it. It bounds addresses as well.
 MAX_RECORDS = 64
+#: What padded queries are a multiple of.
+PADDING_BLOCK_BYTES = 128
 #: Random bits that `ask` can use: a byte for each of the longest name, of which one bit counts.
 CASE_BITS = 8 * MAX_NAME_BYTES
 
 _TYPE_AND_CLASS = Struct("!HH")
+#: An EDNS option's code and length (RFC 6891 section 6.1.2), and the code of padding.
+_OPTION = Struct("!HH")
+_PADDING = 12
 #: 0x20 for lower-case letters.
 _CASE_OF_LETTERS = bytes(0x20 if 0x61 <= octet <= 0x7A else 0 for octet in range(256))
 #: From the end of the question to the flags of OPT: its empty name, type, payload, rcode, version.
@@ -99,23 +104,27 @@ def ask(
     *,
     dnssec: bool = False,
     checking_disabled: bool = False,
+    padded: bool = False,
 ) -> bytes:
-    """A query for `name` (canonical text): RD, EDNS 1232 (RFC 6891), no options.
+    """A query for `name` (canonical text): RD, EDNS 1232 (RFC 6891), no options but padding.
+
+    One that is `padded` is a multiple of 128 bytes (RFC 7830, RFC 8467 section 4.1), for who sees
+    the length of what is encrypted.
 
     `case_bits` of up to `CASE_BITS` random bits writes letters in upper case (0x20): an attacker
     who cannot see the query has to guess them as well as `id`. Raises `ValueError` for a text that
     is no name; `Question.name` always is one.
     """
     flags = FLAG_RD | (FLAG_CD if checking_disabled else 0)
-    opt = OPT.pack(Rtype.OPT, MAX_PAYLOAD_BYTES, 0, 0, EDNS_FLAG_DO if dnssec else 0, 0)
-    return b"".join(
-        (
-            HEADER.pack(id, flags, 1, 0, 0, 1),
-            _with_case(wire_of(name), case_bits),
-            _TYPE_AND_CLASS.pack(qtype, CLASS_IN),
-            b"\0" + opt,
-        )
-    )
+    question = _with_case(wire_of(name), case_bits) + _TYPE_AND_CLASS.pack(qtype, CLASS_IN)
+    options = b""
+    if padded:
+        size = HEADER_BYTES + len(question) + 1 + OPT.size + _OPTION.size
+        zeros = -size % PADDING_BLOCK_BYTES
+        options = _OPTION.pack(_PADDING, zeros) + bytes(zeros)
+    do = EDNS_FLAG_DO if dnssec else 0
+    opt = b"\0" + OPT.pack(Rtype.OPT, MAX_PAYLOAD_BYTES, 0, 0, do, len(options))
+    return HEADER.pack(id, flags, 1, 0, 0, 1) + question + opt + options
 
 
 def _with_case(name: bytes, bits: int) -> bytes:

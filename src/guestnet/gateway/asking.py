@@ -8,6 +8,7 @@ from functools import partial
 from ..dns import Response
 from ..flow import Reactor
 from ..naming import Upstream
+from .secure import Secure
 from .upstreams import Query
 
 Waiting = Callable[[Response | str], None]
@@ -19,8 +20,9 @@ ALL_ASKING = 4096
 class Asking:
     """The questions on their way to upstreams, and who waits for each."""
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, secure: Secure) -> None:
         self._reactor = reactor
+        self._secure = secure
         self._waiting: dict[tuple[object, ...], list[Waiting]] = {}
 
     @property
@@ -53,6 +55,6 @@ class Asking:
                 self._reactor.call_soon(partial(each, result))
 
         Query(
-            self._reactor, upstreams, name, qtype, finished,
+            self._reactor, self._secure, upstreams, name, qtype, finished,
             dnssec=dnssec, checking_disabled=checking_disabled,
         ).start()  # fmt: skip

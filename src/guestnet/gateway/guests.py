@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..address import is_synthetic, synthetic_addresses
 from ..dns import Pins
+from ..naming import Upstream
 from ..policy import (
     DNS_PORT,
     Action,
@@ -212,6 +213,10 @@ class Guests:
             if guest.network == order.network:
                 guest.service = service
                 guest.reconsider()
+
+    def upstreams(self) -> set[Upstream]:
+        """Every resolver of any network."""
+        return {each for service in self._services.values() for each in service.upstreams}
 
     def _service(self, network: str) -> Service:
         return self._services.setdefault(network, Service())

@@ -68,6 +68,13 @@ class SetNetwork(Message):
     deny_encrypted_dns: bool
 
 
+class SetTrust(Message):
+    """Who may say whose certificate is whose: authorities in PEM, as a worker opens no files."""
+
+    kind: Literal["set-trust"] = "set-trust"
+    certificates: str
+
+
 class Peer(NamedTuple):
     """A guest as others of its network may find it."""
 
@@ -124,7 +131,15 @@ class TellPins(Message):
 
 
 Order = Annotated[
-    SetGuest | SetNetwork | SetPeers | ForgetGuest | SetPlaces | PinsStand | Begin | TellPins,
+    SetGuest
+    | SetNetwork
+    | SetTrust
+    | SetPeers
+    | ForgetGuest
+    | SetPlaces
+    | PinsStand
+    | Begin
+    | TellPins,
     Field(discriminator="kind"),
 ]
 

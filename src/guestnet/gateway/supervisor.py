@@ -30,6 +30,7 @@ from .messages import (
     SetNetwork,
     SetPeers,
     SetPlaces,
+    SetTrust,
     TellPins,
 )
 from .process import LAST_WORD_S, LOOK_S, ORDER_TIMEOUT_S, Handed, WorkerProcess
@@ -64,6 +65,7 @@ class Gateway:
         self._guests: dict[str, SetGuest] = {}
         self._networks: dict[str, SetNetwork] = {}
         self._peers: dict[str, Peer] = {}
+        self._trust: SetTrust | None = None
         self._places: SetPlaces | None = None
         self._sequence = 0
         self._stopping = False
@@ -145,6 +147,14 @@ class Gateway:
             self._networks[spec.name] = order
         self._tell(order)
 
+    def trust(self, certificates: str) -> None:
+        """Tell whose certificates prove a resolver's name; nothing is waited for."""
+        with self._lock:
+            if self._trust is not None and self._trust.certificates == certificates:
+                return
+            self._trust = SetTrust(certificates=certificates)
+        self._send(self._trust)
+
     def come(self, attachments: Iterable[Attachment]) -> None:
         """Tell of guests for others to find, whatever their policy; nothing is waited for."""
         with self._lock:
@@ -214,6 +224,7 @@ class Gateway:
         """All that a worker is told at its start; the lock is held."""
         return [
             *([self._places] if self._places else []),
+            *([self._trust] if self._trust else []),
             *self._networks.values(),
             *_in_parts(list(self._peers.values())),
             *self._guests.values(),

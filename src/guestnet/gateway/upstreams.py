@@ -2,7 +2,8 @@
 
 A fresh socket has a source port that the kernel chose at random, is connected, so it hears nobody
 else, and together with a random id and the letters' random case it makes forged answers hopeless
-(RFC 5452).
+(RFC 5452). What goes over TLS goes by `secure`, and nowhere else: a resolver that is written so is
+never asked in clear.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from contextlib import suppress
 from ..dns import CASE_BITS, BadResponse, Response, ask, read_response
 from ..flow import Reactor, Timer
 from ..naming import Upstream
+from .secure import Secure, Ticket
 
 #: How long one resolver may take until the next is asked; dig and glibc wait 5 s, guests' patience
 #: has to cover several.
 ANSWER_S = 1.5
+#: The same over TLS, where a connection may have to be opened first.
+TLS_ANSWER_S = 2.5
 #: Times that the list of resolvers is gone through.
 ROUNDS = 2
 #: Forged or misshapen datagrams that are read past until the resolver counts as broken.
@@ -39,6 +43,7 @@ class Query:
     def __init__(
         self,
         reactor: Reactor,
+        secure: Secure,
         servers: Sequence[Upstream],
         name: str,
         qtype: int,
@@ -48,6 +53,8 @@ class Query:
         checking_disabled: bool = False,
     ) -> None:
         self._reactor = reactor
+        self._secure = secure
+        self._ticket: Ticket | None = None
         self._left = [server for _round in range(ROUNDS) for server in servers]
         self._name = name
         self._qtype = qtype
@@ -69,7 +76,30 @@ class Query:
             self._finish(self._last or "; ".join(dict.fromkeys(self._reasons)) or "no resolver")
             return
         server = self._left.pop(0)
-        self._send(server, socket.SOCK_DGRAM, self._on_datagram)
+        if server.tls:
+            self._send_securely(server)
+        else:
+            self._send(server, socket.SOCK_DGRAM, self._on_datagram)
+
+    def _send_securely(self, server: Upstream) -> None:
+        self._server = server
+        # Nobody else can say anything there: id and letters' case need not be random.
+        self._asked = ask(self._name, self._qtype, 0, padded=True, **self._options)
+        self._timer = self._reactor.call_later(TLS_ANSWER_S, self._late)
+        self._ticket = self._secure.ask(server, self._asked, self._on_secure)
+
+    def _late(self) -> None:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            ticket.late()
+        self._next("timed out")
+
+    def _on_secure(self, result: bytes | str) -> None:
+        self._ticket = None
+        if isinstance(result, str):
+            self._next(result)
+        else:
+            self._read(result, truncated_goes_to_tcp=False)
 
     def _send(self, server: Upstream, kind: int, handler: Callable[[int], None]) -> None:
         family = socket.AF_INET if server.address.version == 4 else socket.AF_INET6
@@ -160,6 +190,9 @@ class Query:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._ticket is not None:
+            self._ticket.cancel()
+            self._ticket = None
         if self._socket is not None:
             with suppress(KeyError, OSError):
                 self._reactor.remove(self._socket.fileno())

@@ -34,6 +34,7 @@ from .messages import (
     SetNetwork,
     SetPeers,
     SetPlaces,
+    SetTrust,
     TellPins,
     line,
     read_order,
@@ -41,6 +42,7 @@ from .messages import (
 from .pinning import Pinning
 from .relaying import GUEST_FLOWS, Relaying
 from .resolving import Resolving
+from .secure import Secure
 from .siblings import Siblings
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,8 @@ class Worker:
         self.siblings = Siblings(self.reactor, self.guests, inbox, writers)
         # What a user's pipes may hold is for all workers, who are the same user.
         relay = Relay(self.reactor, pipes=PipePool(limit=MAX_PIPES // workers), idle_s=IDLE_S)
-        asking = Asking(self.reactor)
+        self.secure = Secure(self.reactor)
+        asking = Asking(self.reactor, self.secure)
         self.pinning = Pinning(self.reactor, self.guests, self.send)
         self.resolving = Resolving(
             self.reactor, doorway.resolver_udp, doorway.resolver_tcp, self.guests, asking,
@@ -167,6 +170,10 @@ class Worker:
                 self.resolving.forget_answers()
             case SetNetwork():
                 self.guests.set_network(order)
+                self.secure.keep(self.guests.upstreams())
+            case SetTrust(certificates=certificates):
+                self.secure.trust(certificates)
+                return
             case SetPeers(come=come, gone=gone):
                 self.guests.peers.go(gone)
                 self.guests.peers.come(come)

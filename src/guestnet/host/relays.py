@@ -17,6 +17,7 @@ from ..gateway import AddPins, Gateway, Handed, SetGuest, default_workers
 from ..gateway.doorway import Doorway
 from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
+from ..kernel.trust import TrustStore
 from ..model import Attachment, Decision, NetworkSpec
 from ..naming import read_upstream
 from ..plan import SetPlaces
@@ -53,6 +54,7 @@ class Relays:
         self._ledger = ledger
         self._site = site
         self._on_decision = on_decision
+        self._trust = TrustStore()
         self._workers = workers or default_workers()
         self.gateway: Gateway | None = None
         #: What the gateway was told last; its own thread reads it.
@@ -159,7 +161,14 @@ class Relays:
 
     def _tell_network(self, gateway: Gateway, spec: NetworkSpec) -> None:
         resolvers = spec.dns or host_resolvers(loopback=True)
-        gateway.set_network(spec, [read_upstream(each) for each in resolvers])
+        upstreams = [read_upstream(each) for each in resolvers]
+        if any(each.tls for each in upstreams):
+            try:
+                gateway.trust(self._trust.read())
+            except HostError as error:
+                # Whatever was trusted before still is; without anything such resolvers fail.
+                logger.error("resolvers of network %r: %s", spec.name, error)
+        gateway.set_network(spec, upstreams)
 
     def _tell_places(self, gateway: Gateway) -> None:
         host = {*self._site.surroundings().addresses, *self._ledger.gateways()}
