@@ -340,3 +340,43 @@ def test_encrypted_resolvers_may_be_found(guest_of: GuestOf, name: str) -> None:
     assert_no_such_name(closed.ask(name))
     assert opened.ask(name).rcode() == dns.rcode.SERVFAIL  # the liar was asked, and knows it not
     assert opened.decided(kind="dns").verdict == "allow"
+
+
+# -- the host's own resolvers ----------------------------------------------------------------------
+
+
+def test_the_host_s_resolvers_are_followed(
+    world: World, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By guests with and without rules by name, those told before the change included."""
+    own = tmp_path / "resolv.conf"
+    monkeypatch.setattr("guestnet.kernel.resolv.RESOLV_CONF", own)
+    first, second = RESOLVER.addresses[0], FORBIDDEN.addresses[0]
+    own.write_text(f"nameserver {first}\n")
+    host.create_network({"name": "plain"})
+    assert host.network("plain").spec.dns == (first,)
+    stage = Stage(world, host)
+    with (
+        Resolver(world.internet, second, {"moved.test": ALLOWED.addresses}),
+        stage.guest("allow@*.test") as named,
+        stage.guest("allow@dns,allow@db.invalid") as both,
+        stage.guest("allow@dns") as early,
+    ):
+        assert early.attachment.dns == (first,)
+        assert named.ask("moved.test").rcode() == dns.rcode.NXDOMAIN
+        assert early.ask("moved.test", server=str(first)).rcode() == dns.rcode.NXDOMAIN
+        assert host.explain(early.id, "udp", second, 53).action == "deny"
+        own.write_text(f"nameserver {second}\n")
+        host.follow()
+        assert host.network("plain").spec.dns == (second,)
+        assert eventually(lambda: named.addresses("moved.test")) == [str(ALLOWED.ipv4)]
+        assert named.decided(kind="dns").verdict == "allow"
+        assert both.attachment.dns == (both.attachment.gateway_ipv4, both.attachment.gateway_ipv6)
+        with stage.guest("allow@dns") as late:
+            assert late.attachment.dns == (second,)
+            for each in (early, late):
+                assert each.ask("moved.test", server=str(first)).rcode() == dns.rcode.NXDOMAIN
+                found = each.addresses("moved.test", server=str(second))
+                assert found == [str(ALLOWED.ipv4)]
+                for resolver in (first, second):
+                    assert host.explain(each.id, "udp", resolver, 53).action == "allow"

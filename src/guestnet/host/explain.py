@@ -235,8 +235,15 @@ class Explainer:
             guests=tuple(
                 part for places in self._ledger.network_places() for part in places.counted
             ),
-            dns=attachment.dns,
+            dns=self._resolvers(attachment),
         )
+
+    def _resolvers(self, attachment: Attachment) -> tuple[Address, ...]:
+        """What a rule that names `dns` opens to a guest."""
+        if has_names(read_policy(attachment.policy)):
+            return attachment.dns
+        network = self._ledger.network(attachment.network)
+        return tuple({*attachment.dns, *network.dns, *self._ledger.told_dns(attachment.network)})
 
     def _at_the_other_end(
         self,

@@ -400,7 +400,7 @@ class Host:
             gateway_ipv6=place.gateway_ipv6,
             mtu=mtu,
             # Whatever resolver a guest asks, the gateway answers where rules by name need it.
-            dns=_gateways(place) if self._answers(policy) else spec.plain_dns,
+            dns=_gateways(place) if self._answers(policy) else network.dns,
             policy=str(policy),
             netns=str(netns_path(request.netns)) if request.netns is not None else None,
             guest_interface=request.guest_interface,

@@ -5,6 +5,7 @@ The store is what survives; this is the same, indexed for the questions an attac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -116,6 +117,8 @@ class Ledger:
         self._by_tap: dict[str, str] = {}
         self._by_mac: dict[tuple[str, str], str] = {}
         self._by_address: dict[Address, str] = {}
+        #: How many guests of a network were told of each resolver.
+        self._told_dns: dict[str, Counter[Address]] = {}
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -199,13 +202,18 @@ class Ledger:
         self._by_mac[lease.network, attachment.mac] = lease.guest
         for address in _addresses(attachment):
             self._by_address[address] = lease.guest
+        self._told_dns.setdefault(lease.network, Counter()).update(_told(attachment))
 
     def cut(self, lease: Lease) -> None:
         """Move a guest's lease from attached to detaching."""
         del self.attached[lease.guest]
         self.detaching[lease.guest] = lease
-        for address in _addresses(_attachment(lease)):
+        attachment = _attachment(lease)
+        for address in _addresses(attachment):
             self._by_address.pop(address, None)
+        told = self._told_dns[lease.network]
+        told.subtract(_told(attachment))
+        self._told_dns[lease.network] = +told  # without those that nobody was told
 
     def released(self, lease: Lease, now: float) -> None:
         """Give a lease's slot back to its network, if that still exists."""
@@ -257,7 +265,19 @@ class Ledger:
         addresses: dict[str, list[Address]] = {name: [] for name in self.networks}
         for address, guest in self._by_address.items():
             addresses[self.attached[guest].network].append(address)
-        return [network.places(addresses[name]) for name, network in self.networks.items()]
+        return [
+            network.places(addresses[name], self.told_dns(name))
+            for name, network in self.networks.items()
+        ]
+
+    def told_dns(self, name: str) -> set[Address]:
+        """Resolvers that guests of a network were told when they came: they may ask them still.
+
+        The gateway's own addresses are none of them.
+        """
+        if self.networks[name].spec.dns is not None:
+            return set()
+        return set(self._told_dns.get(name, ()))
 
     def desired(self, host: Iterable[Address], marker: str) -> Desired:
         """Everything that must stand in the kernel; `marker` names the store in the tables."""
@@ -293,6 +313,12 @@ def _attachment(lease: Lease) -> Attachment:
     if lease.attachment is None:
         raise ValueError(f"lease of {lease.guest!r} without an attachment")
     return lease.attachment
+
+
+def _told(attachment: Attachment) -> list[Address]:
+    """The resolvers that a guest was told, without the gateway's own addresses."""
+    own = (attachment.gateway_ipv4, attachment.gateway_ipv6)
+    return [resolver for resolver in attachment.dns if resolver not in own]
 
 
 def _addresses(attachment: Attachment) -> Iterator[Address]:

@@ -12,6 +12,7 @@ from ..model import NetworkInfo, NetworkSpec, Skipped, Topology
 from ..ruleset import NetworkPlaces
 from ..ruleset.places import without
 
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 #: Networks that someone uses, each with its origin in words.
 Used = Sequence[tuple[Network, str]]
@@ -31,6 +32,8 @@ class LiveNetwork:
         first, last = slot_bounds(spec)
         self.pool = Pool(first, last, reserved_slots(spec), spec.rest_s)
         self.egress: tuple[str, ...] = ()
+        #: The host's own resolvers now, for a network that names none.
+        self.host_dns: tuple[Address, ...] = ()
         self.skipped: tuple[Skipped, ...] = ()
         self._holes: tuple[Network, ...] = ()
         #: Those of the holes that are other networks' own.
@@ -42,6 +45,11 @@ class LiveNetwork:
     def pools(self) -> tuple[Network, ...]:
         """The pools of the families that the network has."""
         return tuple(pool for pool in (self.spec.ipv4, self.spec.ipv6) if pool is not None)
+
+    @property
+    def dns(self) -> tuple[Address, ...]:
+        """Resolvers that guests may be told."""
+        return self.host_dns if self.spec.dns is None else self.spec.plain_dns
 
     @property
     def holes(self) -> tuple[Network, ...]:
@@ -79,14 +87,17 @@ class LiveNetwork:
     def _is_in_hole(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in hole for hole in self._holes)
 
-    def places(self, guests: Iterable[IPv4Address | IPv6Address] = ()) -> NetworkPlaces:
-        """The network's share of the ruleset's sets; `guests` are its live guests' addresses."""
+    def places(self, guests: Iterable[Address] = (), told: Iterable[Address] = ()) -> NetworkPlaces:
+        """The network's share of the ruleset's sets.
+
+        `guests` are its live guests' addresses, `told` the resolvers that they were told.
+        """
         # An address of a guest in a hole: the guest was there first, and is still a guest.
         stray = [ip_network(address) for address in guests if self._is_in_hole(address)]
         return NetworkPlaces(
             without(self.pools, self._others),
             self.egress,
-            self.spec.plain_dns,
+            tuple(dict.fromkeys((*self.dns, *told))),
             self.spec.bridge or "",
             self.spec.isolate,
             self.spec.synthetic,
@@ -96,8 +107,9 @@ class LiveNetwork:
     def info(self, now: float) -> NetworkInfo:
         """The network as it stands."""
         resting = self.pool.resting(now)
+        dns = (self.host_dns or None) if self.spec.dns is None else self.spec.dns
         return NetworkInfo(
-            spec=self.spec,
+            spec=self.spec.model_copy(update={"dns": dns}),
             egress=self.egress,
             capacity=self.pool.capacity(),
             attached=self.pool.live,

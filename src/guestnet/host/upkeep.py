@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigError, ConflictError, GuestnetError
 from ..kernel.interface import Site
@@ -19,7 +18,7 @@ from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, 
 from ..ruleset import FINGERPRINT, guest_elements, policy_id, refusal_elements
 from ..store import Lease, LeaseState, NetworkRecord, Store
 from .ledger import Ledger, pinning_rules, read_policy
-from .network import LiveNetwork
+from .network import Address, LiveNetwork
 from .placing import Placer
 from .transports import Transports
 
@@ -131,6 +130,7 @@ class Upkeep:
 
     def _enter(self, record: NetworkRecord) -> LiveNetwork:
         network = LiveNetwork(record.number, record.spec)
+        network.host_dns = self._host_dns()
         self._ledger.networks[record.spec.name] = network
         return network
 
@@ -151,20 +151,16 @@ class Upkeep:
         return network
 
     def _resolved(self, spec: NetworkSpec) -> NetworkSpec:
-        """Fill in what depends on the machine: MTU and resolvers."""
+        """Fill in what depends on the machine, and stays: the MTU."""
         sizes = []
         for name in self._site.egress(spec.egress):
             size = self._site.mtu(name)
             if size is None:
                 raise ConfigError("egress", name, "there is no such interface")
             sizes.append(size)
-        changes: dict[str, Any] = {}
-        if spec.mtu is None:
-            changes["mtu"] = min(sizes, default=_MTU_UNKNOWN)
-        # Where the gateway answers every guest, it follows the host's resolvers.
-        if spec.dns is None and not self._site.is_apart:
-            changes["dns"] = host_resolvers()
-        return NetworkSpec(**{**spec.model_dump(), **changes}) if changes else spec
+        if spec.mtu is not None:
+            return spec
+        return NetworkSpec(**{**spec.model_dump(), "mtu": min(sizes, default=_MTU_UNKNOWN)})
 
     def remove_network(self, name: str) -> None:
         """Forget a network and take down what stands for it; with the last one all of ours goes."""
@@ -276,7 +272,7 @@ class Upkeep:
         self._site.accept_in_foreign_filters(self._ledger.foreign_patterns())
 
     def follow(self) -> bool:
-        """Follow the default routes and other tools' filters; see that our tables still stand.
+        """Follow default routes, resolvers and other tools' filters; see that our tables stand.
 
         True if they did not, and were written anew.
         """
@@ -286,9 +282,11 @@ class Upkeep:
             logger.error("our tables are gone: somebody flushed the ruleset; writing them anew")
             self.reconcile()
             return True
-        if self._follow_egress():
+        egress, resolvers = self._follow_egress(), self._follow_resolvers()
+        if egress:
             # An uplink that appeared has settings of its own (accept_ra).
             self._enable_forwarding()
+        if egress or resolvers:
             around = self._site.surroundings()
             self._site.perform([SetPlaces(self._ledger.places(around.addresses))])
         self.accept_in_foreign_filters()
@@ -300,6 +298,17 @@ class Upkeep:
             egress = self._site.egress(network.spec.egress)
             changed = changed or egress != network.egress
             network.egress = egress
+        return changed
+
+    def _host_dns(self) -> tuple[Address, ...]:
+        """Resolvers that guests may ask themselves: none where the gateway answers every guest."""
+        return () if self._site.is_apart else host_resolvers()
+
+    def _follow_resolvers(self) -> bool:
+        now, changed = self._host_dns(), False
+        for network in self._ledger.networks.values():
+            changed = changed or (network.spec.dns is None and network.host_dns != now)
+            network.host_dns = now
         return changed
 
 

@@ -9,15 +9,13 @@ from pathlib import Path
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
-def host_resolvers(
-    path: Path = RESOLV_CONF, *, loopback: bool = False
-) -> tuple[IPv4Address | IPv6Address, ...]:
+def host_resolvers(*, loopback: bool = False) -> tuple[IPv4Address | IPv6Address, ...]:
     """Resolvers that a guest can be told of: loopback and link-local ones mean the host itself.
 
     With `loopback` those on the host's loopback too, for whoever asks from there.
     """
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = RESOLV_CONF.read_text(errors="replace").splitlines()
     except OSError:
         return ()
     found: list[IPv4Address | IPv6Address] = []
