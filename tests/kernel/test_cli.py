@@ -330,11 +330,31 @@ def test_guest_ids_that_are_none(guestnet: Instance) -> None:
 def test_errors_are_the_daemons_own(guestnet: Instance) -> None:
     said = guestnet.fails(2, "network", "create", "ci", "--ipv4", "10.0.0.1/16")
     assert said == ("guestnet: ipv4='10.0.0.1/16': has host bits set; the network is 10.0.0.0/16\n")
+    for record, words in (("a.test", "NAME=ADDRESS"), ("a.test=10.0.0.256", "neither an address")):
+        assert words in guestnet.fails(2, "network", "create", "ci", "--record", record)
+    assert "tls://ADDRESS" in guestnet.fails(2, "network", "create", "ci", "--dns", "tls://x")
     document = json.loads(guestnet.fails(2, "attach", "a", "--policy", "publik", "--json"))
     assert (document["code"], document["position"]) == ("policy", 0)
     guestnet.fails(4, "attach", "a", "--network", "none")
     guestnet.fails(2, "attach", "a", "--owner", "no-such-user")
     guestnet.fails(2, "attach", "a", "--mtu", "much")
+
+
+@pytest.mark.root
+def test_what_a_network_answers_by_itself(guestnet: Instance) -> None:
+    options = ["--record", "db.test=10.0.0.5", "--record", "db.test=fd00::5"]
+    options += ["--record", "www.test=db.test", "--serve-stale", "600", "--no-strip-ech"]
+    options += ["--dns", "tls://9.9.9.9:853#dns.quad9.net,9.9.9.9", "--ipv4", "10.80.0.0/24"]
+    spec = guestnet.json("network", "create", "ci", *options)["spec"]
+    assert spec["records"] == {"db.test": ["10.0.0.5", "fd00::5"], "www.test": ["db.test"]}
+    assert (spec["serve_stale_s"], spec["strip_ech"], spec["deny_encrypted_dns"]) == (
+        600,
+        False,
+        True,
+    )
+    assert spec["dns"] == ["tls://9.9.9.9#dns.quad9.net", "9.9.9.9"]
+    shown = guestnet.ok("network", "show", "ci")
+    assert "db.test=10.0.0.5, db.test=fd00::5, www.test=db.test" in shown
 
 
 @pytest.mark.root

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ RTYPE = {4: "A", 6: "AAAA"}
 BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 NAME = ALLOWED.name
 STALE_S = 3600
+INWARD = "allow:ingress@guests:tcp:22"
 #: A resolver that the stale network's questions are put to, and nobody else's.
 FICKLE = FORBIDDEN.addresses[1]
 
@@ -146,6 +148,20 @@ def test_records_of_a_synthetic_network(guest_of: GuestOf, version: int) -> None
     (stands,) = guest.addresses("out.test", RTYPE[version])
     assert stands not in map(str, ALLOWED.addresses)
     assert guest.http(ip_address(stands), "out.test")["server"] == "allowed"
+
+
+def test_explaining_a_record_and_a_guest_s_name(stage: Stage, guest_of: GuestOf) -> None:
+    guest, peer = guest_of(f"allow@db.test,allow@{PRIVATE.ipv4}:tcp:80"), guest_of(INWARD)
+    explained = partial(stage.host.explain, guest.id, "tcp")
+    assert explained("db.test", 80).text == f"allow@{PRIVATE.ipv4}:tcp:80"
+    assert not explained("db.test", 81).allowed
+    assert explained("web.test", 80).text == "default_egress=deny"
+    assert explained(host_name(peer), 22).text == "floor: guests"
+    assert explained("host.guestnet.internal", 22).text == "floor: host"
+    assert explained("nobody.plain.guestnet.internal", 22).text == "guests' names"
+    stage.host.set_policy(guest.id, "allow@db.test,allow@guests:tcp:22")
+    assert explained(host_name(peer), 22).text == "allow@guests:tcp:22"
+    assert not explained(host_name(peer), 23).allowed
 
 
 # -- guests' names -----------------------------------------------------------------------------

@@ -107,6 +107,23 @@ def test_networks_come_from_tables(config: Path) -> None:
     assert tenants.policy == "allow@dns,allow@public,deny@10.9.0.0/16"
 
 
+def test_records_and_resolvers_of_a_table(config: Path) -> None:
+    config.write_text("""
+        [network.ci]
+        dns = ["tls://9.9.9.9#dns.quad9.net"]
+        strip_ech = false
+        [network.ci.records]
+        "DB.internal.test" = ["10.0.0.5", "fd00::5"]
+        "cache.internal.test" = "db.internal.test"
+    """)
+    (ci,) = Settings.load({}, config=config).networks
+    assert (ci.dns, ci.strip_ech) == (("tls://9.9.9.9#dns.quad9.net",), False)
+    assert {name: [*map(str, data)] for name, data in ci.records.items()} == {
+        "db.internal.test": ["10.0.0.5", "fd00::5"],
+        "cache.internal.test": ["db.internal.test"],
+    }
+
+
 def test_the_environment_overrides_the_default_network_alone(config: Path) -> None:
     config.write_text("[network.default]\nmtu = 1400\n[network.other]\nmtu = 1300\n")
     environ = {"GUESTNET_MTU": "1380", CONFIG_VARIABLE: str(config)}
@@ -124,6 +141,8 @@ def test_a_bad_variable_of_the_default_network_is_named(config: Path) -> None:
     ("text", "said"),
     [
         ("[network.ci]\nmtu = 70000", "guestnet.toml: network.ci.mtu=70000: "),
+        ('[network.ci.records]\n"a.test" = "1.2.3"', "guestnet.toml: network.ci.records.a.test="),
+        ('[network.ci]\ndns = ["tls://x"]', "guestnet.toml: network.ci.dns.0='tls://x': "),
         ("[network.ci]\nmut = 1400", "guestnet.toml: network.ci.mut=1400: no such key"),
         ("[network.CI]", "guestnet.toml: network.CI.name='CI': "),
         ('[network.ci]\nname = "cj"', "guestnet.toml: network.ci.name='cj': "),

@@ -9,11 +9,13 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
+from ..dns import LocalRecords
 from ..errors import ConfigError
 from ..gateway.connection import SPEAKING_PORTS
 from ..kernel.conntrack import Tracked
 from ..kernel.interface import Site
 from ..model import Attachment, Topology
+from ..naming import HOST_ALIAS, ZONE, guest_label, guests_zone, is_below
 from ..policy import (
     DNS_PORT,
     FLOOR,
@@ -192,14 +194,37 @@ class Explainer:
             raise ConfigError("address", text, "peers that open flows have an address, no name")
         policy = read_policy(attachment.policy)
         if has_names(policy):
+            if is_below(name.name, ZONE):
+                return self._explain_own_name(attachment, kind, name.name, port)
             question = decide_question(policy, name.name)
             if not question.allowed:
                 return question
+            records = LocalRecords(self._ledger.network(attachment.network).spec.records)
+            found = records.find(name.name)
+            if found is not None and found.addresses:
+                peer = found.addresses[0]
+                return self.explain(attachment.guest, way, kind, peer, port, name)
         versions = {i.version for i in (attachment.ipv4, attachment.ipv6) if i is not None}
         peer = SOME_PUBLIC[min(versions)]
         verdict = decide(policy, way, kind, peer, port, self._places(attachment, peer), name)
         about = f" (asked for {peer}, standing for any public address of {name.name})"
         return replace(verdict, reason=verdict.reason + about)
+
+    def _explain_own_name(
+        self, attachment: Attachment, kind: Protocol, name: str, port: int | None
+    ) -> Verdict:
+        """A flow to the host's name, or to that of a guest of the same network."""
+        peer: Address | None = attachment.gateway_ipv4 or attachment.gateway_ipv6
+        if name != HOST_ALIAS:
+            label, _dot, zone = name.partition(".")
+            named = [a for a in self._ledger.attachments() if guest_label(a.guest) == label]
+            here = [a for a in named if a.network == attachment.network]
+            own = here[0].ipv4 or here[0].ipv6 if len(here) == 1 else None
+            peer = own.ip if own and zone == guests_zone(attachment.network) else None
+        if peer is None:
+            reason = f"no guest of network {attachment.network} alone has the name {name}"
+            return Verdict(Action.DENY, None, "guests' names", None, reason)
+        return self.explain(attachment.guest, Direction.EGRESS, kind, peer, port)
 
     def _is_on_its_bridge(self, attachment: Attachment, peer: Address) -> bool:
         """Whether an address is a guest's, or nobody's, on the bridge of this very guest."""
