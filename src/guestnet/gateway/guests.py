@@ -208,7 +208,8 @@ class Guests:
 
     def set_network(self, order: SetNetwork) -> None:
         """Take over how a network's guests are answered; what was answered before is forgotten."""
-        service = self._services[order.network] = Service.of(order)
+        service = Service.of(order, self._services.values())
+        self._services[order.network] = service
         for guest in self._by_id.values():
             if guest.network == order.network:
                 guest.service = service
