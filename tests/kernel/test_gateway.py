@@ -27,7 +27,7 @@ from guestnet.gateway import AddPins, Gateway
 from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.gateway.service_class import class_of, hear_class, set_class
 from guestnet.host import Host
-from guestnet.model import Attachment, Decision
+from guestnet.model import Attachment, Decision, Finding
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, SITE_IPV4, SITE_IPV6
 from lab.caller import Caller, request
@@ -346,6 +346,39 @@ def test_a_gateway_that_dies_is_replaced(scene: Scene, version: int) -> None:
         assert scene.crashes == scene.workers
         assert not set(scene.pids) & set(former)
     assert scene.guest.addresses(NAME) == [str(ALLOWED.ipv4)]
+
+
+@pytest.mark.parametrize("scene", [1], indirect=True)
+def test_a_gateway_that_dies_again_and_again_is_a_finding(scene: Scene) -> None:
+    def finding() -> Finding:
+        return next(each for each in scene.host.doctor() if each.check == "gateway")
+
+    assert not [each for each in scene.host.doctor() if each.check == "gateway"]
+    scene.attach(WEB)
+    (pid,) = scene.pids
+    assert (finding().status, finding().detail) == ("ok", f"runs as pid {pid}")
+    for death in range(1, 4):
+        assert finding().status == "ok"
+        scene.kill_all()
+        eventually(lambda: scene.crashes == death)  # noqa: B023
+    assert finding().status == "error"
+    assert "ended 3 times" in finding().detail
+
+
+def test_what_a_gateway_says_of_strangers_is_not_kept(scene: Scene) -> None:
+    """A gateway that was taken over could name any guest there is text for."""
+    attached = scene.attach(WEB)
+    decisions = scene.host._decisions
+    for guest in ("vm", *(f"stranger-{number}" for number in range(1000))):
+        told = Decision(
+            time=time.time(), guest=guest, network=attached.network, kind="dns", protocol="udp",
+            name="x.test", port=53, verdict="allow", rule="x",
+        )  # fmt: skip
+        decisions.take(told)
+    assert {each.guest for each in decisions.recent()} == {"vm"}
+    assert (set(decisions._shares), set(decisions.seen._guests)) == ({"vm"}, {"vm"})
+    scene.host.detach("vm")
+    eventually(lambda: not decisions._shares and not decisions.seen._guests)
 
 
 def test_what_arrives_while_there_is_no_gateway_waits_for_the_next(scene: Scene) -> None:

@@ -8,6 +8,7 @@ more; new flows that the kernel gave to it wait meanwhile, and the others' do no
 
 from .messages import AddPins, SetGuest
 from .process import Handed
+from .share import Share
 from .supervisor import Gateway, default_workers
 
-__all__ = ["AddPins", "Gateway", "Handed", "SetGuest", "default_workers"]
+__all__ = ["AddPins", "Gateway", "Handed", "SetGuest", "Share", "default_workers"]

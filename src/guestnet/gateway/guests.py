@@ -34,6 +34,7 @@ from ..policy import (
 from .messages import SetGuest, SetNetwork, SetPlaces
 from .peers import Peers
 from .service import Service
+from .share import REPORTED_PER_SECOND, TOLD_PER_SECOND, Share
 
 Address = IPv4Address | IPv6Address
 
@@ -48,9 +49,6 @@ SYNTHETIC_S = 86400.0
 REPEAT_S = 1.0
 #: Verdicts of one guest that are remembered.
 REMEMBERED = 4096
-#: Decisions of one guest in one second that are told one by one, and where its policy reports: what
-#: it used is to be known then.
-TOLD_PER_SECOND, REPORTED_PER_SECOND = 200, 2000
 
 
 class Open(typing.Protocol):
@@ -88,7 +86,7 @@ class Guest:
     standing: dict[tuple[int, Address], float] = field(default_factory=dict)
     #: When the first of them ended, or ends, as of the last time that there was no room for more.
     pins_due_at: float = 0.0
-    share: Share = field(default_factory=lambda: Share())
+    share: Share = field(default_factory=Share)
     #: Answers by question without its id, and until when each may be given again (see `repeats`).
     repeats: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
     #: What its policy said before: it says the same until it, or the machine, changes.
@@ -118,34 +116,6 @@ class Guest:
         self.named.clear()
         self.places = None
         self.repeats.clear()
-
-
-@dataclass(slots=True)
-class Share:
-    """A guest's share of what is told: the rest is counted, and costs next to nothing."""
-
-    per_second: int = TOLD_PER_SECOND
-    second: int = 0
-    told: int = 0
-    omitted: int = 0
-
-    def leave_out(self, second: int) -> bool:
-        """Count one that is left out, if the share of this second (of the epoch) is used up."""
-        if self.second != second or self.told < self.per_second:
-            return False
-        self.omitted += 1
-        return True
-
-    def take(self, now: float) -> int | None:
-        """How many were left out before one that may be told now; `None` leaves it out too."""
-        second = int(now)
-        if self.leave_out(second):
-            return None
-        if self.second != second:
-            self.second, self.told = second, 0
-        self.told += 1
-        omitted, self.omitted = self.omitted, 0
-        return omitted
 
 
 class Guests:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ START_S = 30.0
 SHORT_LIFE_S = 10.0
 PAUSE_S = 0.1
 PAUSE_MAX_S = 10.0
+#: Ends unasked that are looked back on, and for how long.
+CRASHES_KEPT, CRASHES_KEPT_S = 100, 600.0
 #: How long it may take to reset its flows when it is told to end.
 LAST_WORD_S = 1.0
 #: nobody: owns nothing on a machine.
@@ -105,6 +108,7 @@ class WorkerProcess:
         self.number = number
         #: Times that the process ended unasked.
         self.crashes = 0
+        self.crashed_at: deque[float] = deque(maxlen=CRASHES_KEPT)
         #: `sequence` of the last order that was carried out.
         self.done = 0
         #: Whether orders are waited for: from when it is ready, and has taken nothing yet of what
@@ -179,6 +183,7 @@ class WorkerProcess:
             if self._stopping:
                 return
             self.crashes += 1
+            self.crashed_at.append(time.monotonic())
             lived = time.monotonic() - began
             logger.error("worker %d ended after %.1f s; starting it again", self.number, lived)
             pause = PAUSE_S if lived >= SHORT_LIFE_S else min(pause * 2, PAUSE_MAX_S)

@@ -33,7 +33,14 @@ from .messages import (
     SetTrust,
     TellPins,
 )
-from .process import LAST_WORD_S, LOOK_S, ORDER_TIMEOUT_S, Handed, WorkerProcess
+from .process import (
+    CRASHES_KEPT_S,
+    LAST_WORD_S,
+    LOOK_S,
+    ORDER_TIMEOUT_S,
+    Handed,
+    WorkerProcess,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +102,12 @@ class Gateway:
         """What every worker that got ready has given up."""
         told = list(self._confinement.values())
         return tuple(each for each in (told[0] if told else ()) if all(each in t for t in told))
+
+    @property
+    def recent_crashes(self) -> int:
+        """Times that a worker ended unasked in the last ten minutes."""
+        since = time.monotonic() - CRASHES_KEPT_S
+        return sum(at >= since for worker in self.workers for at in list(worker.crashed_at))
 
     def set_guest(
         self,

@@ -12,16 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from ..gateway import Share
 from ..model import Decision
 from .seen import Seen
 
 logger = logging.getLogger(__name__)
 
-#: Decisions of one guest in one second that are told one by one.
-TOLD_PER_SECOND = 200
 #: Bytes of the file until it is put aside, and how many put aside are kept.
 FILE_BYTES = 16 * 1024 * 1024
 FILES_KEPT = 4
@@ -31,13 +29,6 @@ RECENT = 1000
 QUEUE = 10_000
 #: How long a watcher may go on after it was closed, if its queue was full.
 POLL_S = 0.5
-
-
-@dataclass(slots=True)
-class _Share:
-    second: int = 0
-    told: int = 0
-    omitted: int = 0
 
 
 class Watch(Iterator[Decision]):
@@ -80,30 +71,32 @@ class Watch(Iterator[Decision]):
 class Decisions:
     """Takes decisions from any thread; without a `path` none is written down."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, is_known: Callable[[str], bool]) -> None:
+        """`is_known` says whether a guest is here; what is said of others is not believed."""
         self._path = path
+        self._is_known = is_known
         self.seen = Seen()
         self._lock = threading.Lock()
         self._recent: deque[Decision] = deque(maxlen=RECENT)
-        self._shares: dict[str, _Share] = {}
+        self._shares: dict[str, Share] = {}
         self._watchers: list[Watch] = []
         self._broken = False
 
     def take(self, decision: Decision) -> None:
         """Write a decision down and tell watchers, unless its guest had its share."""
+        # The gateway may name any guest there is text for: each would be remembered.
+        if not self._is_known(decision.guest):
+            return
         self.seen.take(decision)
         with self._lock:
-            share = self._shares.setdefault(decision.guest, _Share())
-            if share.second != int(decision.time):
-                share.second, share.told = int(decision.time), 0
-            if share.told >= TOLD_PER_SECOND:
-                share.omitted += 1 + decision.omitted
+            share = self._shares.setdefault(decision.guest, Share())
+            omitted = share.take(decision.time)
+            if omitted is None:
+                share.omitted += decision.omitted
                 return
-            share.told += 1
-            if share.omitted:
-                omitted = share.omitted + decision.omitted
+            if omitted:
+                omitted += decision.omitted
                 decision = decision.model_copy(update={"omitted": omitted})
-                share.omitted = 0
             self._recent.append(decision)
             self._write(decision)
             for watch in self._watchers:
@@ -114,6 +107,13 @@ class Decisions:
         with self._lock:
             self._shares.pop(guest, None)
         self.seen.forget(guest)
+
+    def forget_the_gone(self) -> None:
+        """Forget every guest that is not here any more."""
+        with self._lock:
+            gone = [guest for guest in self._shares if not self._is_known(guest)]
+        for guest in gone:
+            self.forget(guest)
 
     def recent(self, guest: str | None = None) -> list[Decision]:
         """The last decisions, oldest first."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import GuestnetError, HostError
+from ..gateway import Gateway
 from ..kernel.interface import Site
 from ..kernel.rootless import obstacles
 from ..kernel.rootless.remote import RootlessSite
@@ -22,14 +23,16 @@ _TUN = Path("/dev/net/tun")
 _Check = Callable[[Site, Ledger], Iterator[Finding]]
 #: Flows of one guest that a table should have room for, before it is called small.
 _CONNTRACK_SMALL = 16384
+#: Ends of the gateway that are no accident any more, of those of the last ten minutes.
+_CRASHES_OFTEN = 3
 
 
-def examine(site: Site, ledger: Ledger) -> list[Finding]:
+def examine(site: Site, ledger: Ledger, gateway: Gateway | None) -> list[Finding]:
     """All findings, in the order in which problems build on each other."""
     found = [*_kernel(), *_rootless()] if site.is_apart else machine_findings(rootless=False)
     for check in (_ruleset, _foreign, _forwarding, _bridge_filter, _conntrack, _egress, _overlaps):
         found += _guarded(check, site, ledger)
-    return found
+    return [*found, *_gateway(gateway)]
 
 
 def machine_findings(*, rootless: bool) -> list[Finding]:
@@ -232,3 +235,19 @@ def _overlaps(site: Site, ledger: Ledger) -> Iterator[Finding]:
                         f"guest {each.guest!r} has {interface.ip}, but the host has {reason}",
                         "detach and attach it: it then gets an address outside of that",
                     )
+
+
+def _gateway(gateway: Gateway | None) -> Iterator[Finding]:
+    if gateway is None:
+        return  # no guest needs one
+    often = gateway.recent_crashes
+    if often < _CRASHES_OFTEN:
+        pids = ", ".join(map(str, gateway.pids))
+        yield _ok("gateway", f"runs as pid {pids}" if pids else "is being started")
+        return
+    state = "it runs again" if gateway.pids else "it does not run: what needs a name is refused"
+    yield _error(
+        "gateway",
+        f"ended {often} times in the last 10 minutes; {state}",
+        "each time cuts what it relays; the daemon's log says why it ended, please report that",
+    )

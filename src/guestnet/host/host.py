@@ -77,7 +77,7 @@ class Host:
         store: Store,
         site: Site,
         directory_lock: DirectoryLock | None,
-        decisions: Decisions,
+        decisions: Path | None,
         workers: int | None = None,
     ) -> None:
         self._lock = threading.RLock()
@@ -91,8 +91,8 @@ class Host:
         self._transports = Transports(site)
         self._upkeep = Upkeep(self._ledger, store, site, self._placer, self._transports)
         self._reaper = Reaper(self._clear_away)
-        self._decisions = decisions
-        self._relays = Relays(self._ledger, site, decisions.take, workers)
+        self._decisions = Decisions(decisions, self._ledger.is_here)
+        self._relays = Relays(self._ledger, site, self._decisions.take, workers)
         self._generation = 0
         #: Paths of the namespaces that were made for guests.
         self._namespaces: set[str] = set()
@@ -139,7 +139,7 @@ class Host:
             else:
                 there = NamespaceSite(str(site) if site is not None else None, relays_all)
             stack.callback(there.close)
-            decisions = Decisions(directory / "decisions.jsonl" if directory is not None else None)
+            decisions = directory / "decisions.jsonl" if directory is not None else None
             host = cls(store, there, lock, decisions, gateway_workers)
             there.watch(host._lost)
             host._generation = host._upkeep.recover(time.time())
@@ -436,7 +436,6 @@ class Host:
             self._ledger.policies.drop(policy)
             self._relays.forget(guest)
             self._transports.end(guest)
-            self._decisions.forget(guest)
             self._drop_namespace(attachment.netns)
         self._reaper.add(lease)
         return True
@@ -505,6 +504,9 @@ class Host:
         self._upkeep.unpin(attachments)
         with self._lock:
             self._release(leases)
+            for lease in leases:
+                if not self._ledger.is_here(lease.guest):
+                    self._decisions.forget(lease.guest)
             if self._ledger.policies.unused >= UNUSED_POLICIES_KEPT:
                 self._sweep_policies()
 
@@ -612,6 +614,7 @@ class Host:
         self._reaper.drain()
         with self._lock:
             repairs = self._upkeep.reconcile()
+            self._decisions.forget_the_gone()
             if repairs.steps:
                 self._relays.tell_again()
             return repairs
@@ -629,7 +632,7 @@ class Host:
     def doctor(self) -> list[Finding]:
         """Look for what keeps guests from working on this machine, each finding with its remedy."""
         with self._lock:
-            return examine(self._site, self._ledger)
+            return examine(self._site, self._ledger, self._relays.gateway)
 
 
 def _directory(state_dir: str | Path | None, rootless: bool) -> Path:

@@ -156,6 +156,10 @@ class Ledger:
         """Addresses of all attached guests."""
         return self._by_address.keys()
 
+    def is_here(self, guest: str) -> bool:
+        """Whether a guest is attached, or cut off and not cleared away. Needs no lock."""
+        return guest in self.attached or guest in self.detaching
+
     def is_leaving(self, guest: str, netns: str | None) -> bool:
         """Whether a guest, or a former guest of a namespace, is cut off but not cleared away."""
         if guest in self.detaching:
