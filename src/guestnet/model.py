@@ -506,19 +506,27 @@ class Usage(Value):
 
 
 class Decision(Value):
-    """One thing that was decided about a guest: a flow that ended, a question, a refusal."""
+    """One thing that was decided about a guest: a flow, a question, a refusal.
 
-    #: Seconds since the epoch, when it was decided.
+    A flow that the kernel forwards is told twice: when it begins and when it ended. Everything else
+    is told once: a flow through the gateway when it ended, the rest when it was decided.
+    """
+
+    #: Seconds since the epoch, when it was decided; of an end, when that was.
     time: float
     guest: GuestId
     network: NetworkName
-    #: `flow` for a connection or datagrams through the gateway, `dns` for a question.
+    #: `dns` for a question to the gateway, `flow` for all else.
     kind: Literal["flow", "dns"]
-    protocol: Literal["tcp", "udp", "icmpv4", "icmpv6"]
+    #: Who opened the flow: the guest (egress) or its peer (ingress).
+    direction: Literal["egress", "ingress"] = "egress"
+    #: `any` is one that policies have no word for (GRE, SCTP, …).
+    protocol: Literal["tcp", "udp", "icmpv4", "icmpv6", "any"]
     #: The name asked for, spoken (SNI, Host) or pinned; empty when none is known.
     name: Annotated[str, Field(max_length=255)] = ""
     #: The other end; empty for a question.
     address: IPv4Address | IPv6Address | None = None
+    #: The service's; 0 where the protocol has none.
     port: Annotated[int, Field(ge=0, le=65535)]
     verdict: Literal["allow", "deny"]
     #: Text of the deciding rule, or the default or limit that decided.
@@ -531,7 +539,12 @@ class Decision(Value):
     #: Bytes from the guest, and to it.
     bytes_up: int = 0
     bytes_down: int = 0
+    #: Of a forwarded flow until the kernel forgot it, some time after its last packet.
     duration_s: float = 0.0
+    #: Which of the two a forwarded flow's decision is; `None` of all else.
+    event: Literal["begin", "end"] | None = None
+    #: A forwarded flow's number, at both; others get it later. `None` of all else.
+    flow: int | None = None
     #: Decisions like this one that were left out since the last that was told.
     omitted: int = 0
 

@@ -7,7 +7,7 @@ import pytest
 from guestnet.address import placement
 from guestnet.model import Attachment, NetworkSpec
 from guestnet.policy import parse_policy
-from guestnet.ruleset import Element, Family, guest_elements, policy_id, refusal_elements
+from guestnet.ruleset import Element, Family, counting_elements, guest_elements, policy_id
 
 POLICY = policy_id(parse_policy("public"))
 
@@ -79,7 +79,7 @@ def test_a_guest_of_one_family_has_no_elements_of_the_other(family: int) -> None
 
 
 def test_refusals_are_counted_by_address() -> None:
-    assert shown(refusal_elements(attachment(NetworkSpec()))) == {
+    assert shown(counting_elements("refused", attachment(NetworkSpec()))) == {
         ("inet", "refused4", IPV4),
         ("inet", "refused6", IPV6),
     }

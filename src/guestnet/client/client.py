@@ -203,7 +203,7 @@ class Client:
         return str(self.api.get("/v1/guest/suggestion", query)["policy"])
 
     def decisions(self, guest: str | None = None) -> list[Decision]:
-        """The last decisions of the gateway, oldest first."""
+        """The last decisions, oldest first."""
         from ..model import Decision
 
         found = self.api.get("/v1/decisions", {"id": guest})

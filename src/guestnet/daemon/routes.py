@@ -187,7 +187,7 @@ class Routes:
         return _one(bodies.PolicyText(policy=self._host.suggest_policy(guest, suffixes=suffixes)))
 
     def decisions(self, guest: GuestFilter = None) -> Response:
-        """The last decisions of the gateway, of all guests or of one, oldest first."""
+        """The last decisions, of all guests or of one, oldest first."""
         return _many(self._host.decisions(guest))
 
     def watch(self, guest: GuestFilter = None) -> Response:

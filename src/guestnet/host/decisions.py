@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -90,7 +91,7 @@ class Decisions:
         self.seen.take(decision)
         with self._lock:
             share = self._shares.setdefault(decision.guest, Share())
-            omitted = share.take(decision.time)
+            omitted = share.take(time.time())
             if omitted is None:
                 share.omitted += decision.omitted
                 return
@@ -102,18 +103,14 @@ class Decisions:
             for watch in self._watchers:
                 watch.tell(decision)
 
-    def forget(self, guest: str) -> None:
-        """Forget a guest that is gone; what was told of it stays told."""
-        with self._lock:
-            self._shares.pop(guest, None)
-        self.seen.forget(guest)
-
     def forget_the_gone(self) -> None:
-        """Forget every guest that is not here any more."""
+        """Forget guests that are not here any more; what was told of them stays told."""
         with self._lock:
             gone = [guest for guest in self._shares if not self._is_known(guest)]
+            for guest in gone:
+                del self._shares[guest]
         for guest in gone:
-            self.forget(guest)
+            self.seen.forget(guest)
 
     def recent(self, guest: str | None = None) -> list[Decision]:
         """The last decisions, oldest first."""

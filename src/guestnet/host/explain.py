@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
@@ -57,26 +58,39 @@ _FOREIGN_ICMP = {4: Protocol.ICMPV6, 6: Protocol.ICMPV4}
 
 
 class Explainer:
-    """Answers for one moment. Its caller holds the host's lock."""
+    """Answers for one moment, whose surroundings it looks at once.
+
+    Its caller holds the host's lock.
+    """
 
     def __init__(self, ledger: Ledger, site: Site) -> None:
         self._ledger = ledger
         self._site = site
 
+    @cached_property
+    def _around(self) -> Places:
+        """The machine's addresses, and where guests' are."""
+        return Places(
+            host=self._site.surroundings().addresses,
+            # What one network's pool leaves out may be another's pool.
+            guests=tuple(
+                part for places in self._ledger.network_places() for part in places.counted
+            ),
+        )
+
     def explain(
         self,
-        guest: str,
+        attachment: Attachment,
         direction: Direction | str,
         protocol: Protocol | str,
         address: Address | str,
         port: int | None,
         name: FlowName | None = None,
     ) -> Verdict:
-        """The verdict on a flow between `guest` and `address`, which may be a name.
+        """The verdict on a flow between a guest and `address`, which may be a name.
 
         `name` is what a flow to an address goes by.
         """
-        attachment = self._ledger.attachment(guest)
         way = _word(Direction, "direction", direction)
         kind = _word(Protocol, "protocol", protocol)
         if isinstance(address, str) and not _is_address(address):
@@ -117,6 +131,19 @@ class Explainer:
             )  # fmt: skip
         return self._leaving(attachment, peer, verdict)
 
+    def by_policy(
+        self,
+        attachment: Attachment,
+        direction: Direction,
+        protocol: Protocol,
+        peer: Address,
+        port: int | None,
+        name: FlowName | None,
+    ) -> Verdict:
+        """What a guest's policy says of a flow that the machine let pass."""
+        policy, places = read_policy(attachment.policy), self._places(attachment, peer)
+        return decide(policy, direction, protocol, peer, port, places, name)
+
     def suggest(self, attachment: Attachment, seen: Seen, *, suffixes: bool) -> Policy:
         """The smallest policy that allows what a guest was seen to use above the floor."""
         guest = attachment.guest
@@ -147,7 +174,7 @@ class Explainer:
         direction = Direction.EGRESS if egress else Direction.INGRESS
         protocol = NUMBERED.get(flow.protocol, Protocol.ANY)
         port = flow.port if protocol in WITH_PORTS else None
-        return self.explain(attachment.guest, direction, protocol, peer, port, name).allowed
+        return self.explain(attachment, direction, protocol, peer, port, name).allowed
 
     @staticmethod
     def _is_impostor(verdict: Verdict, peer: Address, places: Places) -> bool:
@@ -250,18 +277,16 @@ class Explainer:
             "guests of a network without isolation reach each other at layer 2",
         )  # fmt: skip
 
+    @cached_property
+    def _gateways(self) -> set[Address]:
+        return self._ledger.gateways()
+
     def _places(self, attachment: Attachment, peer: Address) -> Places:
-        host = set(self._site.surroundings().addresses)
-        if self._ledger.is_gateway(peer):
-            host.add(peer)
-        return Places(
-            host=frozenset(host),
-            # What one network's pool leaves out may be another's pool.
-            guests=tuple(
-                part for places in self._ledger.network_places() for part in places.counted
-            ),
-            dns=self._resolvers(attachment),
-        )
+        host = self._around.host
+        # The guest's own beside the others', as it may be here since this moment only.
+        if peer in self._gateways or peer in (attachment.gateway_ipv4, attachment.gateway_ipv6):
+            host |= {peer}
+        return replace(self._around, host=host, dns=self._resolvers(attachment))
 
     def _resolvers(self, attachment: Attachment) -> tuple[Address, ...]:
         """What a rule that names `dns` opens to a guest."""

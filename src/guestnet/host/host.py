@@ -39,12 +39,13 @@ from ..model import (
 )
 from ..plan import Admit, Exchange, Expel, InstallPolicy, MakeDevice, RemovePolicies, Retire
 from ..policy import Direction, FlowName, Policy, Protocol, Verdict, has_names, parse_policy
-from ..ruleset import Element, Manner, guest_elements, policy_id, refusal_elements
+from ..ruleset import Element, Manner, guest_elements, policy_id
 from ..ruleset.names import DEVICE_PREFIX
 from ..store import Lease, LeaseState, SqliteStore, Store
 from .decisions import Decisions, Watch
 from .doctor import examine
 from .explain import Explainer
+from .flows import Flows
 from .ledger import Ledger, check_tap_is_free, read_policy
 from .network import check_free
 from .placing import Placer
@@ -93,6 +94,9 @@ class Host:
         self._reaper = Reaper(self._clear_away)
         self._decisions = Decisions(decisions, self._ledger.is_here)
         self._relays = Relays(self._ledger, site, self._decisions.take, workers)
+        self._flows = Flows(
+            self._lock, self._ledger, site, self._decisions.seen, self._decisions.take
+        )
         self._generation = 0
         #: Paths of the namespaces that were made for guests.
         self._namespaces: set[str] = set()
@@ -146,6 +150,7 @@ class Host:
             host._relays.start()
             stack.callback(host._transports.close)
             host._transports.resume_all(list(host._ledger.attachments()))
+            host._flows.start()
             stack.pop_all()
         host._reaper.start()
         return host
@@ -182,6 +187,7 @@ class Host:
             # What nobody remembers goes with its namespace.
             self._reaper.stop(clear=self._directory_lock is not None)
         finally:
+            self._flows.stop()
             # Whoever is in the middle of an operation finishes it first.
             with self._lock:
                 # What stands in the kernel goes on standing, but for a rootless host's.
@@ -220,6 +226,7 @@ class Host:
                 check_same_network(wanted, known.spec)
                 return known.info(time.time())
             check_free(wanted, self._site.surroundings().used, self._ledger.networks.values())
+            self._flows.reconsider()
             return self._upkeep.add_network(wanted).info(time.time())
 
     def remove_network(self, name: str) -> None:
@@ -237,6 +244,7 @@ class Host:
                     "network", name, f"{len(guests)} guests are attached ({some}); detach them"
                 )
             self._upkeep.remove_network(name)
+            self._flows.reconsider()
 
     def networks(self) -> list[NetworkInfo]:
         """All networks, by name."""
@@ -500,15 +508,18 @@ class Host:
         self._site.delete_retired([attachment.tap for attachment in attachments])
         interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
         self._site.forget_flows([interface.ip for interface in interfaces])
-        self._site.forget_refusals([e for a in attachments for e in refusal_elements(a)])
+        self._flows.settle()
+        self._site.forget_counts(attachments)
         self._upkeep.unpin(attachments)
         with self._lock:
             self._release(leases)
-            for lease in leases:
-                if not self._ledger.is_here(lease.guest):
-                    self._decisions.forget(lease.guest)
+            self._forget_the_gone()
             if self._ledger.policies.unused >= UNUSED_POLICIES_KEPT:
                 self._sweep_policies()
+
+    def _forget_the_gone(self) -> None:
+        self._decisions.forget_the_gone()
+        self._flows.forget_the_gone()
 
     def _sweep_policies(self) -> None:
         """Delete the chains of policies that nobody uses; they let nothing pass meanwhile."""
@@ -548,7 +559,7 @@ class Host:
         """A guest's traffic counters; zeros where its device is gone."""
         attachment = self.attachment(guest)
         device = self._site.device(attachment.tap)
-        refused = self._site.refused(refusal_elements(attachment))
+        refused = self._site.refused(attachment)
         # What the host's end sends the guest receives.
         return Usage(
             guest=guest,
@@ -581,10 +592,11 @@ class Host:
         """
         with self._lock:
             explainer = Explainer(self._ledger, self._site)
-            return explainer.explain(guest, direction, protocol, address, port)
+            attachment = self._ledger.attachment(guest)
+            return explainer.explain(attachment, direction, protocol, address, port)
 
     def decisions(self, guest: str | None = None) -> list[Decision]:
-        """The last decisions of the gateway, of all guests or of one, oldest first.
+        """The last decisions, of all guests or of one, oldest first.
 
         All of them are in `decisions.jsonl` in the state directory.
         """
@@ -614,7 +626,8 @@ class Host:
         self._reaper.drain()
         with self._lock:
             repairs = self._upkeep.reconcile()
-            self._decisions.forget_the_gone()
+            self._forget_the_gone()
+            self._flows.reconsider()
             if repairs.steps:
                 self._relays.tell_again()
             return repairs
@@ -623,6 +636,7 @@ class Host:
         """Follow what changes outside: egress interfaces, other tools' filters. Call it often."""
         with self._lock:
             self._sweep_policies()
+            self._flows.reconsider()
             if self._upkeep.follow():
                 self._relays.tell_again()
             self._relays.follow()

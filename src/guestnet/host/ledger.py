@@ -119,6 +119,8 @@ class Ledger:
         self._by_address: dict[Address, str] = {}
         #: How many guests of a network were told of each resolver.
         self._told_dns: dict[str, Counter[Address]] = {}
+        #: Of guests that are cut off: nobody else gets theirs until they are cleared away.
+        self._leaving_addresses: dict[Address, Attachment] = {}
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -151,6 +153,10 @@ class Ledger:
         """The attachment that has an address."""
         guest = self._by_address.get(address)
         return self.attached[guest].attachment if guest is not None else None
+
+    def last_holder_of_address(self, address: Address) -> Attachment | None:
+        """The attachment that has an address, or had it and is not cleared away."""
+        return self.holder_of_address(address) or self._leaving_addresses.get(address)
 
     def addresses(self) -> Iterable[Address]:
         """Addresses of all attached guests."""
@@ -218,6 +224,7 @@ class Ledger:
         told = self._told_dns[lease.network]
         told.subtract(_told(attachment))
         self._told_dns[lease.network] = +told  # without those that nobody was told
+            self._leaving_addresses[address] = attachment
 
     def released(self, lease: Lease, now: float) -> None:
         """Give a lease's slot back to its network, if that still exists."""
@@ -231,6 +238,8 @@ class Ledger:
             place = (lease.network, lease.attachment.mac)
             if self._by_mac.get(place) == lease.guest:
                 del self._by_mac[place]
+            for address in _addresses(lease.attachment):
+                self._leaving_addresses.pop(address, None)
         network = self.networks.get(lease.network)
         if network is not None:
             network.pool.release(lease.slot, lease.guest, now)

@@ -29,6 +29,8 @@ class _Guest:
         default_factory=OrderedDict
     )
     questions: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    #: The name that each address was last told for.
+    last_names: OrderedDict[Address, str] = field(default_factory=OrderedDict)
     #: (address, name) that it was told for.
     names: OrderedDict[tuple[Address, str], None] = field(default_factory=OrderedDict)
 
@@ -41,8 +43,11 @@ class Seen:
         self._guests: dict[str, _Guest] = {}
 
     def take(self, decision: Decision) -> None:
-        """Remember what passed."""
-        if decision.verdict != "allow":
+        """Remember what passed.
+
+        Not forwarded flows: these may go untold, and so come from the kernel's own sets.
+        """
+        if decision.verdict != "allow" or decision.event is not None:
             return
         with self._lock:
             guest = self._guests.setdefault(decision.guest, _Guest())
@@ -50,6 +55,7 @@ class Seen:
                 _remember(guest.questions, decision.name, None)
                 for address in decision.answers:
                     _remember(guest.names, (address, decision.name), None)
+                    _remember(guest.last_names, address, decision.name)
             elif decision.address is not None:
                 protocol = Protocol(decision.protocol)
                 key = (protocol, decision.port, decision.address, decision.name)
@@ -75,6 +81,11 @@ class Seen:
             if len(names) < NAMES_OF_ADDRESS:
                 names.append(name)
         return found
+
+    def name_of(self, guest: str, address: Address) -> str:
+        """The name that an address was last told for, or empty."""
+        with self._lock:
+            return self._guests.get(guest, _Guest()).last_names.get(address, "")
 
     def forget(self, guest: str) -> None:
         """Forget a guest."""

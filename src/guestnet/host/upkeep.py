@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
 from ..model import Attachment, NetworkSpec, Repairs
 from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, Step, repair
-from ..ruleset import FINGERPRINT, guest_elements, policy_id, refusal_elements
+from ..ruleset import FINGERPRINT, guest_elements, policy_id
 from ..store import Lease, LeaseState, NetworkRecord, Store
 from .ledger import Ledger, pinning_rules, read_policy
 from .network import Address, LiveNetwork
@@ -108,7 +108,7 @@ class Upkeep:
         attachments = [lease.attachment for lease in gone if lease.attachment is not None]
         interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
         self._site.forget_flows([interface.ip for interface in interfaces])
-        self._site.forget_refusals([e for a in attachments for e in refusal_elements(a)])
+        self._site.forget_counts(attachments)
         self.unpin(attachments)
         for each in attachments:
             self._transports.clear(each)
@@ -207,6 +207,8 @@ class Upkeep:
         seen = self._site.observe()
         steps = repair(desired, seen)
         failures = self._perform(steps)
+        # Only now: these come with connection tracking, and that with our rules.
+        self._change(self._site.accounting_changes())
         if not seen.chains:
             # What began while our tables were gone met no policy: it must not go on as established.
             self._site.forget_flows(list(self._ledger.addresses()))
@@ -259,7 +261,10 @@ class Upkeep:
         networks = self._ledger.networks.values()
         versions = {pool.version for network in networks for pool in network.pools}
         egress = tuple(dict.fromkeys(name for network in networks for name in network.egress))
-        changes = self._site.forwarding_changes(egress, sorted(versions))
+        self._change(self._site.forwarding_changes(egress, sorted(versions)))
+
+    def _change(self, changes: Mapping[str, tuple[str, str | None]]) -> None:
+        """Change settings of the machine, and remember what they were."""
         if not changes:
             return
         # Noted first: whatever happens in between, the former values are known.

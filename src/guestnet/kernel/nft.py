@@ -26,13 +26,13 @@ _GETOBJ, _NEWOBJ = 19, 18
 
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
-_ELEM_KEY, _ELEM_TIMEOUT, _ELEM_EXPR = 1, 4, 7
+_ELEM_KEY, _ELEM_TIMEOUT, _ELEM_EXPR, _ELEM_EXPRESSIONS = 1, 4, 7, 11
 _DATA_VALUE = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER = 1
 _OBJ_TABLE, _OBJ_NAME, _OBJ_TYPE, _OBJ_DATA = 1, 2, 3, 4
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_EXPR_DATA = 2
+_EXPR_NAME, _EXPR_DATA = 1, 2
 _OBJECT_COUNTER = 1
 #: One send stays well below the socket's buffer; larger changes are split.
 _ELEMENTS_PER_BATCH = 4000
@@ -170,11 +170,7 @@ class Nft:
 
     def counted(self, family: Family, set_name: str) -> dict[bytes, int]:
         """Packets counted by each element of a set whose elements carry a counter."""
-        found = {}
-        for key, parts in self._set(family, set_name):
-            expression = nl.attributes(parts.get(_ELEM_EXPR, b""))
-            found[key] = _counter(expression.get(_EXPR_DATA, b""))
-        return found
+        return {key: _counted(parts) for key, parts in self._set(family, set_name)}
 
     def counted_one(self, element: Element) -> int:
         """Packets counted by one element; 0 where it does not exist."""
@@ -191,10 +187,7 @@ class Nft:
         kind, answer = self._socket.ask(message)
         if kind == nl.NLMSG_ERROR:
             return 0
-        for _key, parts in _members(answer):
-            expression = nl.attributes(parts.get(_ELEM_EXPR, b""))
-            return _counter(expression.get(_EXPR_DATA, b""))
-        return 0
+        return sum(_counted(parts) for _key, parts in _members(answer))
 
     def counters(self) -> dict[str, int]:
         """Packets of our named counters, as `family/name`."""
@@ -241,6 +234,16 @@ def _members(answer: bytes) -> Iterator[tuple[bytes, dict[int, bytes]]]:
         parts = nl.attributes(payload)
         key = nl.attributes(parts.get(_ELEM_KEY, b"")).get(_DATA_VALUE, b"")
         yield key, parts
+
+
+def _counted(parts: dict[int, bytes]) -> int:
+    """What the counter among an element's statements says: its only one, or one of a list."""
+    statements = [parts[_ELEM_EXPR]] if _ELEM_EXPR in parts else []
+    statements += [each for _kind, each in nl.attribute_list(parts.get(_ELEM_EXPRESSIONS, b""))]
+    for statement in map(nl.attributes, statements):
+        if nl.zero_terminated(statement.get(_EXPR_NAME, b"")) == "counter":
+            return _counter(statement.get(_EXPR_DATA, b""))
+    return 0
 
 
 def _counter(data: bytes) -> int:

@@ -1,7 +1,7 @@
 """A site in a namespace that stands already: everything guestnet does in it.
 
 `NamespaceSite` owns the sockets. It performs steps that the plan decided on, and tells what stands;
-it knows nothing of stores, policies or guests.
+it knows nothing of stores or policies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import GuestnetError, HostError
+from ..model import Attachment
 from ..plan import (
     Admit,
     Configure,
@@ -34,7 +35,7 @@ from ..plan import (
     SetPlaces,
     Step,
 )
-from ..ruleset import Element
+from ..ruleset import Element, counting_elements
 from ..ruleset.compile import members_set, pins_set, policy_of, removal_text
 from ..ruleset.elements import admission_text
 from ..ruleset.names import (
@@ -45,6 +46,7 @@ from ..ruleset.names import (
     TABLE,
     Family,
 )
+from ..ruleset.telling import COUNTING, LOGGED, REFUSED, UNTOLD_FLOWS
 from . import conntrack, devices, link, steering, sysctl
 from . import netlink as nl
 from .conntrack import Entry
@@ -309,11 +311,13 @@ class NamespaceSite:
                         found.append((peer, rest[0], 0))
         return found
 
-    def forget_refusals(self, elements: Sequence[Element]) -> None:
-        """Delete guests' refusal counters, as far as they exist."""
+    def forget_counts(self, attachments: Iterable[Attachment]) -> None:
+        """Delete what was counted of guests."""
         by_set: dict[str, list[Element]] = {}
-        for element in elements:
-            by_set.setdefault(element.set_name, []).append(element)
+        for attachment in attachments:
+            for word in COUNTING:
+                for element in counting_elements(word, attachment):
+                    by_set.setdefault(element.set_name, []).append(element)
         with self._lock:
             for name, members in by_set.items():
                 standing = self._nft.counted(Family.INET, name)
@@ -353,6 +357,11 @@ class NamespaceSite:
                 for version in versions
                 for key, change in sysctl.forwarding_changes(version, egress).items()
             }
+
+    def accounting_changes(self) -> dict[str, tuple[str, str | None]]:
+        """The same for flows' bytes and times to be taken."""
+        with self.inside():
+            return sysctl.accounting_changes()
 
     def set_sysctls(self, values: Mapping[str, str]) -> None:
         """Write settings by their path below net/."""
@@ -424,10 +433,32 @@ class NamespaceSite:
         with self._lock, self.inside():
             return link.link(self._route, name)
 
-    def refused(self, elements: Sequence[Element]) -> int:
-        """Packets refused to a guest, by the elements that count them."""
+    def refused(self, attachment: Attachment) -> int:
+        """Packets refused to a guest."""
+        return self._counted(REFUSED, attachment)
+
+    def left_out(self, attachment: Attachment) -> int:
+        """Flows and refusals of a guest that were beyond its share of what is told."""
+        # In this order: what happens meanwhile is not taken for left out.
+        refused = self._counted(REFUSED, attachment)
+        logged = self._counted(LOGGED, attachment)
+        return max(0, refused - logged) + self._counted(UNTOLD_FLOWS, attachment)
+
+    def left_out_so_far(self) -> dict[Address, int]:
+        """The same of every address, as far as it is not 0."""
+        found: dict[Address, int] = {}
         with self._lock:
-            return sum(self._nft.counted_one(element) for element in elements)
+            for word, sign in ((REFUSED, 1), (LOGGED, -1), (UNTOLD_FLOWS, 1)):
+                for version in (4, 6):
+                    for key, count in self._nft.counted(Family.INET, f"{word}{version}").items():
+                        address = ip_address(key)
+                        found[address] = found.get(address, 0) + sign * count
+        return {address: count for address, count in found.items() if count > 0}
+
+    def _counted(self, word: str, attachment: Attachment) -> int:
+        with self._lock:
+            found = counting_elements(word, attachment)
+            return sum(self._nft.counted_one(element) for element in found)
 
     def foreign_filters(self) -> list[ForeignChain]:
         """Filters of other tools that drop what guests send or get."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from ..errors import HostError
 
 _ROOT = Path("/proc/sys/net")
+#: Of each flow: its bytes, and when it began (nf_conntrack-sysctl.rst).
+_ACCOUNTS = ("netfilter/nf_conntrack_acct", "netfilter/nf_conntrack_timestamp")
 
 
 def read(key: str) -> str | None:
@@ -46,6 +48,11 @@ def forwarding_changes(version: int, egress: tuple[str, ...]) -> dict[str, tuple
         changes[switch] = ("0", "1")
         changes |= {key: (value, None) for key, value in _followers(version)}
     return changes
+
+
+def accounting_changes() -> dict[str, tuple[str, str | None]]:
+    """The same for connection tracking to count a flow's bytes and take its time."""
+    return {key: ("0", "1") for key in _ACCOUNTS if read(key) == "0"}
 
 
 def _followers(version: int) -> Iterator[tuple[str, str]]:

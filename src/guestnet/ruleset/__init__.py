@@ -7,7 +7,7 @@ rules grows with the policies that are in use, never with guests.
 
 from .base import FINGERPRINT, base_text
 from .compile import PolicyChains, compile_policy, policy_id, refusal_chain
-from .elements import Element, guest_elements, pin_element, refusal_elements
+from .elements import Element, counting_elements, guest_elements, pin_element
 from .names import Family
 from .places import Doors, NetworkPlaces, places_text
 from .relayed import Manner
@@ -22,10 +22,10 @@ __all__ = [
     "PolicyChains",
     "base_text",
     "compile_policy",
+    "counting_elements",
     "guest_elements",
     "pin_element",
     "places_text",
     "policy_id",
     "refusal_chain",
-    "refusal_elements",
 ]

@@ -19,6 +19,8 @@ What a policy's relay chain redirects to the gateway (*handover*) arrives at the
 a synthetic network all that goes to addresses which stand for names does too, and in the relayed
 manner everything that may leave (`relayed`).
 
+What passes and what is refused is told on the way (`telling`).
+
 What comes from elsewhere with a guest's source address is no guest's, and is dropped. An error
 message about a flow (*related*) passes only from an end of that flow.
 
@@ -48,6 +50,7 @@ from .names import (
 )
 from .relayed import ANSWER_RULES, QUESTIONS, RELAYED, TAKING_CHAINS
 from .sets import interval_set, range4, range6
+from .telling import FORGING, PASS_EGRESS, TELLING, UNTOLD
 
 #: Groups that rules can name and whose addresses are the same on every machine.
 STATIC_GROUPS = (
@@ -57,8 +60,6 @@ STATIC_GROUPS = (
     Group.RESERVED,
     Group.PUBLIC,
 )
-#: Guests whose refusals are counted at once; beyond it they are refused uncounted.
-REFUSED_SET_SIZE = 131072
 #: Peers that guests in report mode sent datagrams to; beyond it they pass untold.
 SEEN_SET_SIZE = 65536
 
@@ -72,9 +73,9 @@ EGRESS_DISPATCH, INGRESS_DISPATCH = "egress_policies", "ingress_policies"
 #: The same for policies with rules by name, whose chains hand flows to the gateway.
 RELAY_DISPATCH = "relay_policies"
 #: Raised when policies compile to other rules under the same names: an upgrade writes them anew.
-POLICY_FORMAT = 2
+POLICY_FORMAT = 3
 #: The ports at which the gateway listens stand in maps; without one nothing is handed over.
-TO_RELAY = "redirect to :meta l4proto map @relay_door"
+TO_RELAY = f"{UNTOLD} redirect to :meta l4proto map @relay_door"
 
 
 def set_word(group: Group) -> str:
@@ -115,24 +116,26 @@ _IDENTITY_SETS = """
 # forgery, and is dropped uncounted. Neighbour discovery by a guest may speak of its own addresses
 # only; @th,64,128 is an advertisement's target address (RFC 4861 section 4.4). It always has hop
 # limit 255 and is never fragmented (RFC 6980), which would hide from these rules what it is.
-_IDENTITY_CHAINS = """
-  chain identity_ipv6 {
-    ip6 hoplimit 255 exthdr frag exists counter name forged_discovery drop
-    icmpv6 type { nd-router-advert, nd-redirect } counter name forged_discovery drop
+_IDENTITY_CHAINS = (
+    FORGING
+    + """  chain identity_ipv6 {
+    ip6 hoplimit 255 exthdr frag exists counter name forged_discovery goto forged
+    icmpv6 type { nd-router-advert, nd-redirect } counter name forged_discovery goto forged
     icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @announce6 \
-counter name forged_discovery drop
+counter name forged_discovery goto forged
     accept
   }
   chain identity {
     meta protocol ip iifname . ether saddr . ip saddr @identity4 accept
     ip saddr 0.0.0.0 drop
-    meta protocol ip counter name spoofed_ipv4 drop
+    meta protocol ip counter name spoofed_ipv4 goto forged
     meta protocol ip6 iifname . ether saddr . ip6 saddr @identity6 goto identity_ipv6
     ip6 saddr :: drop
-    meta protocol ip6 counter name spoofed_ipv6 drop
-    counter name foreign_ethertype drop
+    meta protocol ip6 counter name spoofed_ipv6 goto forged
+    counter name foreign_ethertype goto forged
   }
 """
+)
 
 _ASKING_CHAIN = f"""
   chain asking {{
@@ -163,8 +166,6 @@ _INET_CHAINS = f"""
   map relay_door {{ type inet_proto : inet_service; }}
   map resolver_door {{ type inet_proto : inet_service; }}
   set doors {{ type inet_proto . inet_service; }}
-  set refused4 {{ type ipv4_addr; size {REFUSED_SET_SIZE}; flags dynamic; }}
-  set refused6 {{ type ipv6_addr; size {REFUSED_SET_SIZE}; flags dynamic; }}
   set seen4 {{ type ipv4_addr . ipv4_addr . inet_service; size {SEEN_SET_SIZE}; \
 flags dynamic,timeout; timeout 7d; }}
   set seen6 {{ type ipv6_addr . ipv6_addr . inet_service; size {SEEN_SET_SIZE}; \
@@ -173,29 +174,13 @@ flags dynamic,timeout; timeout 7d; }}
 flags dynamic,timeout; timeout 7d; }}
   set seen_other6 {{ type ipv6_addr . ipv6_addr . inet_proto; size {SEEN_SET_SIZE}; \
 flags dynamic,timeout; timeout 7d; }}
-  counter refused {{ }}
   counter unleased {{ }}
   counter invalid {{ }}
 
   chain invalid {{
     counter name invalid drop
   }}
-  chain refuse {{
-    counter name refused
-    meta l4proto tcp reject with tcp reset
-    drop
-  }}
-  chain refuse_egress {{
-    update @refused4 {{ ip saddr counter }}
-    update @refused6 {{ ip6 saddr counter }}
-    goto refuse
-  }}
-  chain refuse_ingress {{
-    update @refused4 {{ ip daddr counter }}
-    update @refused6 {{ ip6 daddr counter }}
-    goto refuse
-  }}
-  chain {EGRESS_DISPATCH} {{
+{TELLING}  chain {EGRESS_DISPATCH} {{
   }}
   chain {INGRESS_DISPATCH} {{
   }}
@@ -214,8 +199,8 @@ invalid : goto invalid, untracked : goto invalid }}
     ip6 daddr @guests6 goto refuse_egress
     ip6 daddr 2001::/32 ip6 daddr & ::ffff:ffff @guests_teredo goto refuse_egress
     meta mark {MARK_ASKED:#x} meta mark set {MARK_TAKEN:#x} accept
-    ip saddr . oifname @leave4 accept
-    ip6 saddr . oifname @leave6 accept
+    ip saddr . oifname @leave4 goto {PASS_EGRESS}
+    ip6 saddr . oifname @leave6 goto {PASS_EGRESS}
     goto refuse_egress
   }}
   chain related {{
@@ -329,7 +314,7 @@ table arp {TABLE} {{
 _BRIDGE_CHAINS = f"""
   counter spoofed_arp {{ }}
 {_ARP_IDENTITY}  chain identity_port {{
-    ether type != {{ ip, ip6, arp }} counter name foreign_ethertype drop
+    ether type != {{ ip, ip6, arp }} counter name foreign_ethertype goto forged
     ether type arp goto identity_arp
     goto identity
   }}

@@ -51,6 +51,7 @@ from .base import (
 from .names import TABLE
 from .relayed import TO_RESOLVER
 from .sets import range6
+from .telling import PASS_EGRESS, PASS_INGRESS
 
 Network = IPv4Network | IPv6Network
 
@@ -254,7 +255,9 @@ class _Compiler:
 
     def _pass(self, *, forwarded: bool) -> str:
         """What allowing means: egress still has to leave by the right door."""
-        return "goto leave" if self._egress and forwarded else "accept"
+        if not self._egress:
+            return f"goto {PASS_INGRESS}"
+        return "goto leave" if forwarded else f"goto {PASS_EGRESS}"
 
     # -- the floor ---------------------------------------------------------------------------
 

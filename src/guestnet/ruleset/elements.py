@@ -66,14 +66,13 @@ def guest_elements(attachment: Attachment, policy: str) -> tuple[Element, ...]:
     return (*_identity(attachment), *_membership(attachment, policy))
 
 
-def refusal_elements(attachment: Attachment) -> tuple[Element, ...]:
-    """Where refusals of this guest are counted; they outlive it until they are taken out."""
-    found = []
-    if attachment.ipv4 is not None:
-        found.append(Element(Family.INET, "refused4", attachment.ipv4.ip.packed))
-    if attachment.ipv6 is not None:
-        found.append(Element(Family.INET, "refused6", attachment.ipv6.ip.packed))
-    return tuple(found)
+def counting_elements(word: str, attachment: Attachment) -> tuple[Element, ...]:
+    """Where something is counted of this guest (`telling.COUNTING`); they outlive it."""
+    return tuple(
+        Element(Family.INET, f"{word}{interface.version}", interface.ip.packed)
+        for interface in (attachment.ipv4, attachment.ipv6)
+        if interface is not None
+    )
 
 
 def _identity(attachment: Attachment) -> Iterator[Element]:

@@ -26,6 +26,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from .names import MARK_ANSWER, MARK_ASKED, MARK_TAKEN, NOT_POLICED, POLICED, TABLE
+from .telling import UNTOLD
 
 Address = IPv4Address | IPv6Address
 
@@ -41,7 +42,9 @@ class Manner(StrEnum):
 RELAYED, TAKE = "relayed", "take"
 #: Filled likewise: questions to the site itself, which the gateway answers.
 QUESTIONS = "questions"
-TO_RESOLVER = "meta l4proto { tcp, udp } th dport 53 redirect to :meta l4proto map @resolver_door"
+TO_RESOLVER = (
+    f"meta l4proto {{ tcp, udp }} th dport 53 {UNTOLD} redirect to :meta l4proto map @resolver_door"
+)
 _ECHO = "echo-request"
 #: IPv4-compatible and site-local addresses, both given up (RFC 4291 section 2.5.5.1, RFC 3879). The
 #: kernel redirects no connection to them, as no address here has their scope: refused aloud.
@@ -58,7 +61,7 @@ TAKING_CHAINS = f"""
   chain redirect_taken {{
     type nat hook prerouting priority dstnat - 1; policy accept;
     meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} meta l4proto tcp \
-redirect to :meta l4proto map @relay_door
+{UNTOLD} redirect to :meta l4proto map @relay_door
   }}
   chain ask {{
     type filter hook prerouting priority dstnat + 1; policy accept;
@@ -73,7 +76,8 @@ redirect to :meta l4proto map @relay_door
   chain taken_over {{
     ip saddr . ip saddr != @live4 counter name unleased drop
     ip6 saddr . ip6 saddr != @live6 counter name unleased drop
-    accept
+    ct status confirmed accept
+    {UNTOLD} accept
   }}
 """
 
