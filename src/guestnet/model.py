@@ -434,6 +434,8 @@ class Attachment(Value):
     dns: tuple[IPv4Address | IPv6Address, ...]
     #: Canonical policy text.
     policy: str
+    #: Whether the guest brought no policy: then it has its network's, and follows that.
+    inherits_policy: bool = False
     netns: str | None = None
     guest_interface: str = "eth0"
     queues: int = 1

@@ -7,9 +7,11 @@ import json
 import os
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -431,6 +433,53 @@ def test_a_start_that_fails_says_what_the_daemon_says(idle: Instance, tmp_path: 
     (tmp_path / "file").touch()
     idle.fails(7, "up", GUESTNET_RUN_DIR=str(tmp_path / "file" / "run"))
     assert idle.up()["started"] is True
+
+
+@pytest.mark.root
+def test_the_policy_of_a_network_is_set_and_the_files_comes_back(
+    idle: Instance, tmp_path: Path
+) -> None:
+    config = tmp_path / "guestnet.toml"
+    other = '[network.other]\nipv4 = "10.8.0.0/16"\nipv6 = "none"\n'
+    config.write_text(f'[network.default]\npolicy = "none"\n{other}')
+    idle.ok("--config", str(config), "up", "--site", idle.site.name)
+    idle.ok("attach", "vm-1")
+    idle.ok("attach", "vm-2", "--policy", "none")
+    said = idle.ok("policy", "set", "--network", "default", "public")
+    assert said == "network default has the policy allow@dns,allow@public\n"
+    idle.ok("policy", "set", "--network", "other", "private")
+    policies = {each["guest"]: each["policy"] for each in idle.json("ls")}
+    assert policies == {"vm-1": "allow@dns,allow@public", "vm-2": "none"}
+    assert "of both" in idle.fails(2, "policy", "set", "--network", "default", "vm-1", "public")
+    assert "say whose policy" in idle.fails(2, "policy", "set")
+    idle.ok("down")
+    idle.ok("--config", str(config), "up", "--site", idle.site.name)
+    assert {each["policy"] for each in idle.json("ls")} == {"none"}
+    assert idle.json("network", "show", "other")["spec"]["policy"] == "allow@dns,allow@private"
+
+
+@pytest.mark.root
+def test_watch_tells_of_flows_in_words(guestnet: Instance) -> None:
+    guestnet.ok("network", "create", "default", "--dns", "none")
+    with Namespace("box") as box:
+        policy = "allow:ingress@host:udp:53"
+        guestnet.ok("attach", "vm-1", "--netns", str(box.path), "--policy", policy)
+        with guestnet.site.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", ("172.16.0.2", 53))
+        with box.enter(), pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("10.20.30.40", 80), PATIENCE_S)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(lines := guestnet.ok("watch", "--recent").splitlines()) < 2:
+            assert time.monotonic() < deadline
+        guestnet.ok("detach", "vm-1")
+        while len(lines := guestnet.ok("watch", "--recent").splitlines()) < 3:
+            assert time.monotonic() < deadline
+    told = sorted(line.partition("  ")[2] for line in lines)
+    assert told[0].startswith(
+        "vm-1  DENIED   tcp  ? [10.20.30.40]:80  by `default_egress=deny`  tcp to 10.20.30.40"
+    )
+    assert told[1] == f"vm-1  allowed  udp  from 172.16.0.1 to port 53  by `{policy}`"
+    assert told[2].startswith(f"vm-1  ended    udp  from 172.16.0.1 to port 53  by `{policy}`  ")
 
 
 @pytest.mark.root

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from guestnet.errors import ConflictError, NotFoundError, PolicyError
 from guestnet.gateway import AddPins, Gateway
 from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.gateway.service_class import class_of, hear_class, set_class
@@ -846,3 +847,70 @@ def test_decisions_are_lines_of_json(scene: Scene, tmp_path: Path) -> None:
         ("flow", NAME, "allow"), ("flow", FORBIDDEN.name, "deny"),
     }  # fmt: skip
     assert all(line["guest"] == "vm" and line["rule"] and line["reason"] for line in lines)
+
+
+# -- the policy of a network ---------------------------------------------------------------------
+
+
+@BOTH
+def test_guests_without_a_policy_of_their_own_follow_their_networks(
+    scene: Scene, tmp_path: Path, version: int
+) -> None:
+    target, host = of(ALLOWED, version), scene.host
+
+    def attach(guest: str, **how: str) -> Caller:
+        namespace = scene.world.add_guest(guest)
+        host.attach(guest, netns=namespace.path, **how)
+        return Caller(namespace)
+
+    assert host.set_network_policy("default", "public").spec.policy == "allow@dns,allow@public"
+    following, own = attach("following"), attach("own", policy="public")
+    set_since = attach("set-since")
+    host.set_policy("set-since", "public")
+    with (
+        downloading(following, target, NAME) as cut,
+        downloading(own, target, NAME) as first,
+        downloading(set_since, target, NAME) as second,
+    ):
+        began = time.monotonic()
+        host.set_network_policy("default", None)
+        returned = time.monotonic()
+        first.assert_runs()
+        second.assert_runs()
+        before = cut.bytes
+        time.sleep(CUT_S)
+        assert cut.bytes == before
+        assert cut.last_at < returned + CUT_S
+        print(f"took {(returned - began) * 1000:.1f} ms")
+    with refused():
+        following.connect(target, 80)
+    following_now = host.attachment("following")
+    assert (following_now.policy, following_now.inherits_policy) == ("none", True)
+    assert [host.attachment(each).inherits_policy for each in ("own", "set-since")] == [False] * 2
+    attach("later")
+    assert host.attachment("later").policy == "none"
+
+
+def test_a_network_policy_that_is_wrong_changes_nothing(scene: Scene) -> None:
+    before = scene.host.network("default")
+    with pytest.raises(PolicyError):
+        scene.host.set_network_policy("default", "allow@nonsense:nonsense")
+    with pytest.raises(NotFoundError):
+        scene.host.set_network_policy("other", "public")
+    assert scene.host.network("default") == before
+
+
+def test_what_was_not_finished_is_when_the_host_is_opened(world: World, tmp_path: Path) -> None:
+    """Killed after the network's policy was written down, and before its guests had it."""
+    with Host.open(tmp_path / "state", site=world.site.path) as host:
+        host.create_network({"name": "default"})
+        host.attach("vm", netns=world.guest.path)
+        spec = host.network("default").spec
+        host._store.change_network(spec.model_copy(update={"policy": "public"}))
+    with Host.open(tmp_path / "state", site=world.site.path) as host:
+        assert host.attachment("vm").policy == "allow@dns,allow@public"
+        Caller(world.guest).connect(of(ALLOWED, 4), 80).close()
+        # What is asked for without a policy is no other network.
+        assert host.create_network({"name": "default"}).spec.policy == "public"
+        with pytest.raises(ConflictError, match="policy set --network"):
+            host.create_network({"name": "default", "policy": "none"})

@@ -45,15 +45,33 @@ def check(
 @app.command(name="set")
 def set_policy(
     ctx: typer.Context,
-    vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],
+    vm: Annotated[
+        str | None, typer.Argument(metavar="VM", help="The guest's id; not with --network.")
+    ] = None,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The policy.")] = None,
     file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Of this network, and its guests that brought none.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Put another policy in the place of a guest's. Flows that it denies end at once."""
+    if network is not None:
+        if text is not None:
+            raise ConfigError("vm", vm, "a policy is set of a guest or of a network, not of both")
+        vm, text = None, vm
+    elif vm is None:
+        raise ConfigError("vm", None, "say whose policy: a guest's id, or --network")
     policy = policy_text(text, file)
     if policy is None:
         raise ConfigError("policy", None, "give a text, or --file")
+    if network is not None:
+        info = of(ctx).api.post("/v1/network/policy", {"network": network, "policy": policy})
+        if json:
+            output.as_json(info)
+        else:
+            output.say(f"network {output.shown(network)} has the policy {info['spec']['policy']}")
+        return
     attachment = of(ctx).api.post("/v1/guest/policy", {"guest": vm, "policy": policy})
     if json:
         output.as_json(attachment)

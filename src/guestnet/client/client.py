@@ -54,6 +54,7 @@ class Guestnet(Protocol):
         direction: policy.Direction | str = "egress",
     ) -> policy.Verdict: ...
     def set_policy(self, guest: str, policy: str) -> Attachment: ...
+    def set_network_policy(self, name: str, policy: str | None) -> NetworkInfo: ...
     def decisions(self, guest: str | None = None) -> list[Decision]: ...
     def watch(self, guest: str | None = None) -> Iterator[Decision]: ...
     def suggest_policy(self, guest: str, *, suffixes: bool = False) -> str: ...
@@ -101,7 +102,7 @@ class Client:
         from ..model import NetworkInfo, NetworkSpec
 
         wanted = spec if isinstance(spec, NetworkSpec) else NetworkSpec.read(dict(spec))
-        body = wanted.model_dump_json().encode()
+        body = wanted.model_dump_json(exclude_unset=True).encode()
         return NetworkInfo.read(json.loads(self.api.request("POST", "/v1/networks", body=body)))
 
     def remove_network(self, name: str) -> None:
@@ -196,6 +197,13 @@ class Client:
 
         body = {"guest": guest, "policy": policy}
         return Attachment.read(self.api.post("/v1/guest/policy", body))
+
+    def set_network_policy(self, name: str, policy: str | None) -> NetworkInfo:
+        """Put another policy in the place of a network's, for those of its guests who have it."""
+        from ..model import NetworkInfo
+
+        body = {"network": name, "policy": policy}
+        return NetworkInfo.read(self.api.post("/v1/network/policy", body))
 
     def suggest_policy(self, guest: str, *, suffixes: bool = False) -> str:
         """The smallest policy that allows what a guest was seen to use."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..model import GuestId, Value
+from ..model import GuestId, NetworkName, Value
 from ..policy import MAX_TEXT, Verdict
 
 #: The version in every path; a change that breaks clients gets the next.
@@ -91,6 +91,14 @@ class GuestPolicy(Value):
 
     guest: GuestId
     policy: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class NetworkPolicy(Value):
+    """Another policy for a network, and for its guests that have none of their own."""
+
+    network: NetworkName
+    #: `None` is sealed.
+    policy: Annotated[str, Field(max_length=MAX_TEXT)] | None
 
 
 class RuleRemark(Value):

@@ -81,6 +81,7 @@ class Routes:
         # `path`: what is no network's name is answered as such, not as an unknown address.
         add("GET", "/networks/{name:path}", self.network, NetworkInfo)
         add("DELETE", "/networks/{name:path}", self.remove_network, bodies.Done)
+        add("POST", "/network/policy", self.set_network_policy, NetworkInfo)
         add("GET", "/guests", self.attachments, list[Attachment])
         add("POST", "/guests", self.attach, Attachment)
         add("GET", "/guest", self.attachment, Attachment)
@@ -181,6 +182,10 @@ class Routes:
     def set_policy(self, request: bodies.GuestPolicy) -> Response:
         """Put another policy in the place of a guest's: at once, for established flows too."""
         return _one(self._host.set_policy(request.guest, request.policy))
+
+    def set_network_policy(self, request: bodies.NetworkPolicy) -> Response:
+        """Put another policy in the place of a network's, and of that of guests who have it."""
+        return _one(self._host.set_network_policy(request.network, request.policy))
 
     def suggest_policy(self, guest: GuestQuery, suffixes: bool = False) -> Response:
         """The smallest policy that allows what a guest was seen to use."""

@@ -17,6 +17,7 @@ import uvicorn
 
 from ..errors import GuestnetError, HostError
 from ..host import Host
+from ..model import NetworkSpec
 from ..settings import Settings
 from .app import create_app
 from .bodies import About
@@ -67,6 +68,7 @@ def serve(settings: Settings, report_fd: int | None) -> None:
             )
         )
         for spec in networks:
+            _follow(host, spec)
             host.create_network(spec)
         upkeep = Upkeep(host)
         stack.callback(upkeep.stop)
@@ -94,6 +96,14 @@ def serve(settings: Settings, report_fd: int | None) -> None:
             raise HostError("serve", "the rootless site", 0, f"its process {server.lost}")
         guests = "went with it" if settings.rootless else "keep their network"
         logger.info("stopping; guests %s", guests)
+
+
+def _follow(host: Host, spec: NetworkSpec) -> None:
+    """Bring a network's policy to what the file says, if it says so: it needs no new network."""
+    for known in host.networks():
+        given = "policy" in spec.model_fields_set
+        if known.spec.name == spec.name and given and known.spec.policy != spec.policy:
+            host.set_network_policy(spec.name, spec.policy)
 
 
 class _Server(uvicorn.Server):

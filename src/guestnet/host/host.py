@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from .. import directories
 from ..address.derive import Placement
-from ..errors import ConfigError, ConflictError, HostError, PoolFullError
+from ..errors import ConfigError, ConflictError, GuestnetError, HostError, PoolFullError
 from ..kernel.conntrack import Tracked
 from ..kernel.interface import Site
 from ..kernel.netns import netns_path
@@ -147,13 +147,27 @@ class Host:
             host = cls(store, there, lock, decisions, gateway_workers)
             there.watch(host._lost)
             host._generation = host._upkeep.recover(time.time())
-            host._relays.start()
-            stack.callback(host._transports.close)
-            host._transports.resume_all(list(host._ledger.attachments()))
-            host._flows.start()
+            stack.callback(host._end)
+            host._begin()
             stack.pop_all()
         host._reaper.start()
         return host
+
+    def _begin(self) -> None:
+        """Start what runs beside, and finish changes of networks' policies."""
+        self._relays.start()
+        for network in self._ledger.networks:
+            try:
+                self._follow_network_policy(network)
+            except GuestnetError as error:
+                logger.error("guests of network %r keep a former policy: %s", network, error)
+        self._transports.resume_all(list(self._ledger.attachments()))
+        self._flows.start()
+
+    def _end(self) -> None:
+        self._flows.stop()
+        self._transports.close()
+        self._relays.close()
 
     def _lost(self, reason: str) -> None:
         """The site ended by itself. Nothing stands any more, so nothing is relayed either."""
@@ -410,6 +424,7 @@ class Host:
             # Whatever resolver a guest asks, the gateway answers where rules by name need it.
             dns=_gateways(place) if self._answers(policy) else network.dns,
             policy=str(policy),
+            inherits_policy=request.policy is None,
             netns=str(netns_path(request.netns)) if request.netns is not None else None,
             guest_interface=request.guest_interface,
             queues=request.queues,
@@ -454,34 +469,68 @@ class Host:
         """Put another policy in the place of a guest's, at once.
 
         When this returns the new one holds for established flows too: those that it denies are
-        cut, those that it still allows go on. Raises `NotFoundError`, or `PolicyError` and then
-        nothing has changed.
+        cut, those that it still allows go on. From then on the guest has a policy of its own,
+        whatever its network's is. Raises `NotFoundError`, or `PolicyError` and then nothing has
+        changed.
         """
         new = parse_policy(policy)
         with self._lock:
+            return self._set_policy(self._ledger.attachment(guest), new, inherits=False)
+
+    def set_network_policy(
+        self, name: str, policy: str | Mapping[str, Any] | Sequence[Any] | Policy | None
+    ) -> NetworkInfo:
+        """Put another policy in the place of a network's, for those of its guests who have it too.
+
+        Guests that were attached with a policy of their own, or given one since, keep theirs. Each
+        of the others changes as by `set_policy`, one after the other; where that fails in between,
+        the rest follow when this is done again or the host is next opened.
+        """
+        new = parse_policy(policy)
+        with self._lock:
+            network = self._ledger.network(name)
+            text = None if policy is None else str(new)
+            spec = network.spec.model_copy(update={"policy": text})
+            self._store.change_network(spec)
+            network.spec = spec
+            self._follow_network_policy(name)
+            return network.info(time.time())
+
+    def _follow_network_policy(self, name: str) -> None:
+        """Give a network's policy to those of its guests who are to have it."""
+        new = parse_policy(self._ledger.network(name).spec.policy)
+        for guest in self._ledger.guests_of(name):
             attachment = self._ledger.attachment(guest)
-            old = read_policy(attachment.policy)
-            if new == old:
-                return attachment
-            lease = self._ledger.attached[guest]
-            changed = attachment.model_copy(update={"policy": str(new)})
-            self._install(new)
-            try:
-                self._store.write([replace(lease, attachment=changed)])
-                self._relays.admit(changed, new)
-                names = self._relays.carry_pins(changed, old, new)
-                before = guest_elements(attachment, policy_id(old))
-                after = guest_elements(changed, policy_id(new))
-                self._site.perform([Exchange(_less(before, after), _less(after, before))])
-            except BaseException:
-                self._ledger.policies.drop(new)
-                self._store.write([lease])
-                self._relays.admit(attachment, old)
-                raise
-            self._upkeep.unpin([attachment])
-            self._ledger.policies.drop(old)
-            self._ledger.attached[guest] = replace(lease, attachment=changed)
-            self._cut_denied(changed, names)
+            if attachment.inherits_policy:
+                self._set_policy(attachment, new, inherits=True)
+
+    def _set_policy(self, attachment: Attachment, new: Policy, *, inherits: bool) -> Attachment:
+        lease = self._ledger.attached[attachment.guest]
+        old = read_policy(attachment.policy)
+        changed = attachment.model_copy(update={"policy": str(new), "inherits_policy": inherits})
+        if changed == attachment:
+            return attachment
+        if new == old:
+            self._store.write([replace(lease, attachment=changed)])
+            self._ledger.attached[attachment.guest] = replace(lease, attachment=changed)
+            return changed
+        self._install(new)
+        try:
+            self._store.write([replace(lease, attachment=changed)])
+            self._relays.admit(changed, new)
+            names = self._relays.carry_pins(changed, old, new)
+            before = guest_elements(attachment, policy_id(old))
+            after = guest_elements(changed, policy_id(new))
+            self._site.perform([Exchange(_less(before, after), _less(after, before))])
+        except BaseException:
+            self._ledger.policies.drop(new)
+            self._store.write([lease])
+            self._relays.admit(attachment, old)
+            raise
+        self._upkeep.unpin([attachment])
+        self._ledger.policies.drop(old)
+        self._ledger.attached[attachment.guest] = replace(lease, attachment=changed)
+        self._cut_denied(changed, names)
         return changed
 
     def _cut_denied(self, attachment: Attachment, names: Mapping[Address, FlowName]) -> None:

@@ -221,10 +221,10 @@ class Ledger:
         attachment = _attachment(lease)
         for address in _addresses(attachment):
             self._by_address.pop(address, None)
+            self._leaving_addresses[address] = attachment
         told = self._told_dns[lease.network]
         told.subtract(_told(attachment))
         self._told_dns[lease.network] = +told  # without those that nobody was told
-            self._leaving_addresses[address] = attachment
 
     def released(self, lease: Lease, now: float) -> None:
         """Give a lease's slot back to its network, if that still exists."""

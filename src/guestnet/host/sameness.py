@@ -5,11 +5,20 @@ from __future__ import annotations
 from ..errors import ConflictError
 from ..kernel.netns import netns_path
 from ..model import Attachment, AttachRequest, NetworkSpec
-from ..policy import Policy
+from ..policy import Policy, parse_policy
 
 
 def check_same_network(wanted: NetworkSpec, known: NetworkSpec) -> None:
-    for key in type(wanted).model_fields:
+    """Raise `ConflictError` if a network stands with other settings than are asked for now."""
+    # A policy that nobody names now may have been set since the network was made.
+    is_named = "policy" in wanted.model_fields_set
+    if is_named and parse_policy(wanted.policy) != parse_policy(known.policy):
+        raise ConflictError(
+            "policy",
+            wanted.policy,
+            f"network {known.name!r} has {known.policy!s}; change it with policy set --network",
+        )
+    for key in type(wanted).model_fields.keys() - {"policy"}:
         asked, standing = getattr(wanted, key), getattr(known, key)
         # What was left to the machine was filled in when the network was made.
         if asked != standing and not (asked is None and key in ("mtu", "dns")):

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from ..model import Attachment
 from ..plan import Observed, Step
+from ..ruleset import Element
 from .conntrack import Entry
 from .foreign import ForeignChain
 from .link import Link

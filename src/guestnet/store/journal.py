@@ -59,6 +59,9 @@ class Store(Protocol):
     def add_network(self, spec: NetworkSpec) -> NetworkRecord:
         """Remember a network under the lowest number that is free."""
 
+    def change_network(self, spec: NetworkSpec) -> None:
+        """Remember other settings of a network."""
+
     def remove_network(self, name: str) -> None:
         """Forget a network and its leases."""
 

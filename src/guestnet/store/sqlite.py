@@ -99,6 +99,13 @@ class SqliteStore:
             )
         return NetworkRecord(number, spec)
 
+    def change_network(self, spec: NetworkSpec) -> None:
+        """Remember other settings of a network."""
+        with self._translated("write"):
+            self._db.execute(
+                "UPDATE networks SET spec = ? WHERE name = ?", (spec.model_dump_json(), spec.name)
+            )
+
     def remove_network(self, name: str) -> None:
         """Forget a network and its leases."""
         with self._translated("write"), self._db:
