@@ -413,6 +413,31 @@ def test_what_is_measured_is_turned_off_again(world: World, tmp_path: Path) -> N
     assert [world.site.sysctl(key) for key in ACCOUNTING] == ["0", "1"]
 
 
+@FAMILIES
+def test_where_all_is_relayed_it_is_told_once_too(
+    world: World, tmp_path: Path, version: int
+) -> None:
+    with Host.open(tmp_path / "state", site=world.site.path, relays_all=True) as host:
+        host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
+        guest = Guest(
+            host, host.attach("vm", netns=world.guest.path, policy="allow@public"), world.guest
+        )
+        peer = of(ALLOWED, version)
+        guest.say(peer, ECHO, b"hello")
+        with guest.udp(version) as sock:
+            sock.settimeout(PATIENCE_S)
+            sock.sendto(b"hello", (str(peer), ECHO))
+            assert sock.recv(100) == b"hello"
+        with pytest.raises(ConnectionRefusedError):
+            guest.connect(of(PRIVATE, version), 80)
+        assert guest.decided(verdict="deny").rule == "default_egress=deny"
+        host._flows.settle()
+        host.detach("vm")
+        host._reaper.drain()
+        assert guest.decided(protocol="udp").event is None
+        assert guest.decided(protocol="tcp", verdict="allow").event is None
+
+
 def test_a_host_that_is_opened_again_goes_on_telling(world: World, tmp_path: Path) -> None:
     with Host.open(tmp_path / "state", site=world.site.path) as host:
         host.create_network({"name": "default"})
