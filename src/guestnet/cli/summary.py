@@ -62,7 +62,8 @@ class Summary:
                 self.omitted += 1
                 return
             known = self._lines[key] = line
-        known.count += 1
+        # What is told at its beginning too is one flow all the same.
+        known.count += decision.event != "end"
         known.bytes_up += decision.bytes_up
         known.bytes_down += decision.bytes_down
 
