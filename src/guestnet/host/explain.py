@@ -230,7 +230,7 @@ class Explainer:
             found = records.find(name.name)
             if found is not None and found.addresses:
                 peer = found.addresses[0]
-                return self.explain(attachment.guest, way, kind, peer, port, name)
+                return self.explain(attachment, way, kind, peer, port, name)
         versions = {i.version for i in (attachment.ipv4, attachment.ipv6) if i is not None}
         peer = SOME_PUBLIC[min(versions)]
         verdict = decide(policy, way, kind, peer, port, self._places(attachment, peer), name)
@@ -251,7 +251,7 @@ class Explainer:
         if peer is None:
             reason = f"no guest of network {attachment.network} alone has the name {name}"
             return Verdict(Action.DENY, None, "guests' names", None, reason)
-        return self.explain(attachment.guest, Direction.EGRESS, kind, peer, port)
+        return self.explain(attachment, Direction.EGRESS, kind, peer, port)
 
     def _is_on_its_bridge(self, attachment: Attachment, peer: Address) -> bool:
         """Whether an address is a guest's, or nobody's, on the bridge of this very guest."""
