@@ -37,41 +37,44 @@ class Hearing:
         self._events: FlowEvents | None = None
         #: Written to when there is something else to do than to wait for events.
         self._wake_fd = -1
-        self._thread = threading.Thread(target=self._run, name="guestnet-flows", daemon=True)
+        self._thread: threading.Thread
 
     def start(self) -> None:
         """Begin."""
-        self._events = self._site.within(FlowEvents)
+        events = self._events = self._site.within(FlowEvents)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(
+            target=self._run, args=(events,), name="guestnet-flows", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread. Not to be called by who holds what `take` waits for."""
         self._stopping.set()
-        if self._events is not None:
+        with self._quiet:
+            events, self._events = self._events, None
+            if events is None:
+                return
             os.eventfd_write(self._wake_fd, 1)
-            self._thread.join()
-            self._events.close()
-            self._events = None
-            os.close(self._wake_fd)
+            self._quiet.notify_all()
+        self._thread.join()
+        events.close()
+        os.close(self._wake_fd)
 
     def settle(self) -> None:
         """Return when everything that has happened is dealt with, or has taken too long.
 
         Not to be called by who holds what `take` waits for.
         """
-        if self._events is None:
-            return
         with self._quiet:
+            if self._events is None:
+                return
             self._asked += 1
             wanted = self._asked
             os.eventfd_write(self._wake_fd, 1)
-            self._quiet.wait_for(lambda: self._settled >= wanted, SETTLE_S)
+            self._quiet.wait_for(lambda: self._settled >= wanted or self._events is None, SETTLE_S)
 
-    def _run(self) -> None:
-        events = self._events
-        if events is None:
-            return
+    def _run(self, events: FlowEvents) -> None:
         while not self._stopping.is_set():
             try:
                 self._hear(events)

@@ -172,6 +172,8 @@ class Host:
     def _lost(self, reason: str) -> None:
         """The site ended by itself. Nothing stands any more, so nothing is relayed either."""
         logger.error("the rootless site's process %s: its guests are cut", reason)
+        # Its sockets would keep the namespace, and the TAPs in it.
+        self._flows.stop()
         with self._lock:
             self._transports.close()
             self._relays.close()
