@@ -141,7 +141,7 @@ def test_what_addresses_decide_is_relayed_too(mine: Mine) -> None:
     page = json.loads(mine.say("exec", "box", "--", "curl", "-sS", f"http://{NAME}/"))
     assert page["server"] == "allowed"
     private = mine.user.guestnet("exec", "box", "--", "curl", "-sS", f"http://{PRIVATE.ipv4}/")
-    assert private.returncode == 7
+    assert private.returncode in (7, 56)  # refused, or accepted and reset
     mine.say("detach", "box")
     told = {d["protocol"] for d in mine.json("watch", "--recent") if d["verdict"] == "allow"}
     assert told >= {"tcp", "udp", "icmpv4", "icmpv6"}
@@ -231,7 +231,7 @@ def test_a_gateway_without_a_user_of_its_own_is_confined_all_the_same(world: Wor
     """It is still its user's process: so what it could do as that is taken away one by one."""
     program = """
 import os, socket, subprocess
-from guestnet.gateway.confine import confine
+from guestnet.kernel.confine import confine
 done = confine(65534, 65534)
 print(*done)
 mine, other = os.getpid(), os.getppid()
