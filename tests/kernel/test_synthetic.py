@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
@@ -12,14 +13,14 @@ import pytest
 
 from guestnet.address import SYNTHETIC_IPV4, SYNTHETIC_IPV6, is_synthetic
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, RESOLVER
-from lab.servers import BANNER, HTTP, HTTPS
+from lab.servers import BANNER, ECHO, HTTP, HTTPS
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .stage import Guest, Stage, assert_no_such_name, at_once, open_host, refused
+    from .stage import PATIENCE_S, Guest, Stage, assert_no_such_name, at_once, open_host, refused
 else:
-    from stage import Guest, Stage, assert_no_such_name, at_once, open_host, refused
+    from stage import PATIENCE_S, Guest, Stage, assert_no_such_name, at_once, open_host, refused
 
 pytestmark = pytest.mark.root
 
@@ -42,6 +43,7 @@ def stage(
         host.create_network({"name": "plain", "dns": resolvers, "synthetic": True})
         real = {"ipv4": "10.99.0.0/16", "ipv6": "fd42:6d73:30::/48"}
         host.create_network({"name": "real", "dns": resolvers, **real})
+        world.site.sysctl("ipv4.ping_group_range", "0 2147483647")
         made = Stage(world, host, world.lie(), rootless=rootless)
         with made.guest(f"allow@{NAME}:443"):
             pass  # the gateway runs from the first guest on, and is no test's leftover
@@ -107,6 +109,59 @@ def test_any_port_goes_by_the_name(guest_of: GuestOf, version: int) -> None:
         assert stream.recv(99) == b"220 allowed\r\n"
     with refused():
         guest.say(address, HTTP, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+def echoed(guest: Guest, address: Address, port: int = ECHO) -> list[bytes]:
+    """What comes back of two datagrams, from where they were sent to and nowhere else."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with guest.namespace.enter():
+        udp = socket.socket(family, socket.SOCK_DGRAM)
+    with udp:
+        udp.settimeout(PATIENCE_S)
+        udp.connect((str(address), port))  # the kernel takes answers of this address and port only
+        answers = []
+        for data in (b"hello", b"again"):
+            udp.send(data)
+            answers.append(udp.recv(2048))
+        return answers
+
+
+@FAMILIES
+def test_datagrams_go_by_the_name(guest_of: GuestOf, version: int) -> None:
+    guest = guest_of(f"allow@{NAME}:udp:{ECHO},allow@shared.example.test:tcp:443")
+    assert echoed(guest, told(guest, NAME, version)) == [b"hello", b"again"]
+    # At the same real address, and not by this rule:
+    with pytest.raises(ConnectionRefusedError):
+        echoed(guest, told(guest, "shared.example.test", version))
+    with pytest.raises(ConnectionRefusedError):
+        echoed(guest, (SYNTHETIC_IPV4, SYNTHETIC_IPV6)[version == 6][777])
+    with pytest.raises(ConnectionRefusedError):
+        echoed(guest, told(guest, NAME, version), port=9)
+    refused_by = {d.rule for d in guest.told(3, kind="flow", verdict="deny")}
+    assert refused_by == {"default_egress=deny", "synthetic address"}
+    assert {a.port for a in guest.arrivals(kind="udp")} == {ECHO}
+
+
+@FAMILIES
+def test_datagrams_end_with_their_policy(guest_of: GuestOf, stage: Stage, version: int) -> None:
+    guest = guest_of(f"allow@{NAME}:udp:{ECHO}")
+    address = told(guest, NAME, version)
+    assert echoed(guest, address) == [b"hello", b"again"]
+    stage.host.set_policy(guest.id, f"allow@{NAME}:tcp:80")
+    ended = guest.decided(kind="flow", verdict="deny")
+    assert (ended.name, ended.protocol) == (NAME, "udp")
+    assert ended.address in ALLOWED.addresses
+    with pytest.raises(ConnectionRefusedError):
+        echoed(guest, address)
+
+
+@FAMILIES
+def test_a_name_is_pinged(guest_of: GuestOf, version: int) -> None:
+    guest = guest_of(f"allow@{NAME}:icmpv4,allow@{NAME}:icmpv6")
+    address = told(guest, NAME, version)
+    argv = ["ping", "-n", "-c", "2", "-i", "0.2", "-W", str(PATIENCE_S), str(address)]
+    assert "2 received" in guest.namespace.run(argv).stdout
+    assert guest.namespace.run([*argv[:-1], str(address + 1)], check=False).returncode == 1
 
 
 @FAMILIES

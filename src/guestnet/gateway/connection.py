@@ -56,6 +56,7 @@ from ..policy import (
 )
 from .dialling import Dialling, Reached, in_turn
 from .guests import Guest, Guests, is_allowed, verified
+from .lookup import Resolve
 from .screening import Screening
 from .service_class import class_of
 
@@ -70,8 +71,6 @@ PEEK_S = 3.0
 #: Bytes read until it must have said it: the largest ClientHello or request head that is read.
 PEEK_BYTES = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)
-
-Resolve = Callable[[Guest, str, Sequence[int], Callable[[tuple[Address, ...]], None]], None]
 
 
 @dataclass(frozen=True, slots=True)

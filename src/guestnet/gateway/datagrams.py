@@ -6,6 +6,7 @@ The ladder, per datagram:
 2. A datagram of a known exchange (endpoint and peer) goes out at once.
 3. A new exchange is decided: by address if names cannot change that, else by the names pinned for
    the peer's address, if they agree. Nothing that is inside is read, QUIC's names neither.
+   On a synthetic network an address stands for a name, which is resolved then.
 4. A refused one is answered by ICMP "port unreachable", as far as refusals are told.
 5. An allowed one is entered (`exchange`), and sent by its endpoint's socket (`outward`).
 
@@ -25,24 +26,21 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
+from ..address import is_synthetic
 from ..flow import Reactor
 from ..flow.inward import PORT_UNREACHABLE, Inward, fragments, read_echo_request
 from ..model import Decision
 from ..policy import (
-    DNS_PORT,
-    NAME_SERVICES,
-    REPORTED,
     Action,
     FlowName,
-    Mode,
     Protocol,
     Verdict,
-    has_names,
-    needs_name,
 )
 from .doorway import Doorway
 from .exchange import Exchange, Limits
 from .guests import Guest, Guests, is_allowed
+from .judging import judge
+from .lookup import Resolve
 from .outward import Outwards
 
 Address = IPv4Address | IPv6Address
@@ -69,10 +67,14 @@ class Datagrams:
         reactor: Reactor,
         guests: Guests,
         tell: Callable[[Decision], None],
+        resolve: Resolve,
         limits: Limits | None = None,
     ) -> None:
         self._reactor = reactor
         self._guests = guests
+        self._resolve = resolve
+        #: Of exchanges whose name is being resolved.
+        self._resolving: set[object] = set()
         self._tell = tell
         self._limits = limits or Limits()
         self._outwards = Outwards(reactor)
@@ -207,7 +209,62 @@ class Datagrams:
             return None
         inward = Inward(address, port, own, source[1])
         exchange = Exchange(self, guest, key, address, port, protocol, source, inward)
-        verdict, exchange.name = self._judge(guest, protocol, address, port)
+        if guest.synthetic and is_synthetic(address):
+            return self._begin_synthetic(exchange, data)
+        now = self._reactor.now()
+        verdict, exchange.name = judge(self._guests, guest, protocol, address, port, now)
+        return self._decided(exchange, verdict, data)
+
+    def _begin_synthetic(self, exchange: Exchange, data: bytes) -> Exchange | None:
+        """Resolve the name that the address stands for; until then its datagrams are lost but one.
+
+        Of the address's own family: what is in a datagram may depend on it.
+        """
+        guest, address, key = exchange.guest, exchange.address, exchange.key
+        if key in self._resolving:
+            return None
+        self._guests.hear_siblings()
+        names = self._guests.pins.names_of(guest.id, address, self._reactor.now())
+        if len(names) != 1:
+            reason = f"{address} stands for no name that this guest asked for"
+            refused = Verdict(Action.DENY, None, "synthetic address", None, reason)
+            return self._decided(exchange, refused, data)
+        exchange.name = FlowName(names[0], verified=True)
+        self._resolving.add(key)
+
+        def resolved(addresses: tuple[Address, ...]) -> None:
+            begun = self._resolved(exchange, addresses, data)
+            if begun is not None and not at_once:
+                self._send(begun, data, in_pieces=False)
+
+        at_once = True
+        self._resolve(guest, names[0], (address.version,), resolved)
+        at_once = False
+        return self._exchanges.get(key)
+
+    def _resolved(
+        self, exchange: Exchange, addresses: tuple[Address, ...], data: bytes
+    ) -> Exchange | None:
+        guest, name = exchange.guest, exchange.name
+        self._resolving.discard(exchange.key)
+        if self._guests.get(guest.id) is not guest or name is None:
+            return None  # detached meanwhile
+        if not addresses:
+            reason = f"no address of {name.name} was found"
+            nowhere = Verdict(Action.DENY, None, "upstream", None, reason)
+            return self._decided(exchange, nowhere, data)
+        verdicts = [
+            (self._guests.decide(guest, each, exchange.port, name, exchange.protocol), each)
+            for each in addresses
+        ]
+        allowed = [found for found in verdicts if is_allowed(found[0])]
+        verdict, real = (allowed or verdicts)[0]
+        exchange.lead_to(real)
+        return self._decided(exchange, verdict, data)
+
+    def _decided(self, exchange: Exchange, verdict: Verdict, data: bytes) -> Exchange | None:
+        """Enter what is allowed, refuse what is not."""
+        guest, address, protocol = exchange.guest, exchange.address, exchange.protocol
         if not is_allowed(verdict):
             self._refuse(exchange, verdict, verdict.reason, data)
             return None
@@ -228,37 +285,9 @@ class Datagrams:
         except OSError as error:
             self._refuse(exchange, verdict, f"upstream: {_words(error, protocol)}", data)
             return None
-        self._exchanges[key] = exchange
+        self._exchanges[exchange.key] = exchange
         self._of.setdefault(guest.id, OrderedDict())[exchange] = None
         return exchange
-
-    def _judge(
-        self, guest: Guest, protocol: Protocol, address: Address, port: int
-    ) -> tuple[Verdict, FlowName | None]:
-        """The policy's verdict, and the name that the exchange goes by."""
-        guests, now = self._guests, self._reactor.now()
-        reports = guest.policy.mode is Mode.REPORT
-        is_named = has_names(guest.policy) and not reports
-        if is_named and protocol is Protocol.UDP and port in (DNS_PORT, *NAME_SERVICES):
-            reason = f"port {port} resolves names beside the gateway, where no rule sees them"
-            return Verdict(Action.DENY, None, "name services", None, reason), None
-        places = guests.places(guest)
-        if not needs_name(guest.policy, protocol, address, port, places):
-            return guests.decide(guest, address, port, None, protocol), None
-        guests.hear_siblings()
-        names = guests.pins.names_of(guest.id, address, now)
-        agreed = guests.decide_pinned(guest, address, port, names, protocol)
-        if agreed is not None:
-            return agreed[0], FlowName(agreed[1], verified=True)
-        if names:
-            reason = (
-                f"{address} was resolved for {', '.join(names)}, which the policy treats "
-                "differently, and datagrams do not say which they mean"
-            )
-            if reports:
-                return Verdict(Action.ALLOW, None, REPORTED, None, reason), None
-            return Verdict(Action.DENY, None, "ambiguous name", None, reason), None
-        return guests.decide(guest, address, port, None, protocol), None
 
     def _make_room(self, guest: Guest) -> bool:
         """Whether there may be one more, if need be in the place of another of the same guest."""

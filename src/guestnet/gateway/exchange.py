@@ -108,6 +108,11 @@ class Exchange:
         self.last = owner.reactor.now()
         self.bytes_up = self.bytes_down = 0
 
+    def lead_to(self, address: Address) -> None:
+        """The guest's peer stands for a name that is here; the guest is answered by its peer."""
+        self.address = address
+        self.peer = (str(address), self.port)
+
     def begin(self, outward: Outward, limits: Limits) -> None:
         """From here on what the peer answers is heard."""
         self._outward = outward

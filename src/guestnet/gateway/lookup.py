@@ -13,6 +13,8 @@ from .asking import Asking
 from .guests import Guest
 
 Address = IPv4Address | IPv6Address
+#: Has the last called with the addresses that a name has, of the families (4, 6) asked for.
+Resolve = Callable[[Guest, str, Sequence[int], Callable[[tuple[Address, ...]], None]], None]
 Key = tuple[tuple[Upstream, ...], str, int]
 
 #: Names that are remembered for as long as their answers say.

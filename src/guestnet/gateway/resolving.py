@@ -16,14 +16,10 @@ The ladder, per question:
 from __future__ import annotations
 
 import math
-import select
 import socket
-import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import (
@@ -64,25 +60,16 @@ from .asking import Asking
 from .guests import Guest, Guests, is_allowed
 from .own import own_answer
 from .pinning import Pinning
-from .repeats import Repeats
+from .questions import Questions
 from .streams import Streams
 
 Address = IPv4Address | IPv6Address
-
-#: Datagrams answered before others get their turn.
-TURN = 64
-_IP_PKTINFO, _IPV6_PKTINFO = 8, 50
-_ANCILLARY_BYTES = 64
 
 _ANSWERED = (Rcode.NOERROR, Rcode.NXDOMAIN)
 #: How long a guest may remember where a name is: it is always there.
 SYNTHETIC_TTL_S = 300
 
-#: Ways back that are remembered: interfaces and addresses that guests' questions came to.
-WAYS = 4096
-
 Reply = Callable[[bytes], None]
-Ancillary = list[tuple[int, int, bytes]]
 
 
 class Resolving:
@@ -103,51 +90,8 @@ class Resolving:
         self._pinning = pinning
         self._tell = tell
         self._asking = asking
-        self._repeats = Repeats()
-        self._ways: dict[tuple[int, int, bytes], Ancillary] = {}
+        self._questions = Questions(reactor, udp, guests, self._answer)
         self._streams = Streams(reactor, tcp, guests, self._answer)
-        for each in udp:
-            reactor.add(each.fileno(), partial(self._on_datagrams, each), select.EPOLLIN)
-
-    # -- datagrams ---------------------------------------------------------------------------
-
-    def _on_datagrams(self, door: socket.socket, _events: int) -> None:
-        self._hear(door)
-
-    def _hear(self, door: socket.socket) -> None:
-        now, second = self._reactor.now(), int(time.time())
-        for _turn in range(TURN):
-            try:
-                data, ancillary, _flags, source = door.recvmsg(4096, _ANCILLARY_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                continue  # an ICMP error about a former answer
-            guest = self._guests.at(source[0])
-            if guest is None:
-                continue
-            known = guest.repeats.get(data[2:])
-            # What is to be told has to be read.
-            if known is not None and now < known[1] and guest.share.leave_out(second):
-                with suppress(OSError):
-                    door.sendmsg((data[:2], known[0]), self._way_back(ancillary), 0, source)
-                continue
-            reply = _Reply(door, source, self._way_back(ancillary))
-            until = self._answer(guest, data, reply, "udp")
-            if reply.wire is not None and until > now:
-                self._repeats.keep(guest, data, reply.wire, until, now)
-        self._reactor.call_soon(lambda: self._hear(door))
-
-    def _way_back(self, ancillary: Ancillary) -> Ancillary:
-        """Have the answer leave from the address that the question came to."""
-        if len(ancillary) != 1:
-            return []
-        way = self._ways.get(ancillary[0])
-        if way is None:
-            if len(self._ways) >= WAYS:
-                self._ways.clear()
-            way = self._ways[ancillary[0]] = _from_there(*ancillary[0])
-        return way
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -376,7 +320,7 @@ class Resolving:
 
     def forget_answers(self) -> None:
         """The machine's addresses changed: what is public may have, too."""
-        self._repeats.clear()
+        self._questions.forget_answers()
 
     # -- telling -----------------------------------------------------------------------------
 
@@ -410,30 +354,3 @@ class Resolving:
                 answers=answers[:64],
             )
         )
-
-
-class _Reply:
-    """Sends the answer to a datagram, and keeps it."""
-
-    __slots__ = ("_ancillary", "_door", "_source", "wire")
-
-    def __init__(
-        self, door: socket.socket, source: tuple[object, ...], ancillary: Ancillary
-    ) -> None:
-        self._door, self._source, self._ancillary = door, source, ancillary
-        self.wire: bytes | None = None
-
-    def __call__(self, wire: bytes) -> None:
-        self.wire = wire
-        with suppress(OSError):  # its buffers are full, or it is gone: it asks again
-            self._door.sendmsg((wire,), self._ancillary, 0, self._source)
-
-
-def _from_there(level: int, kind: int, data: bytes) -> Ancillary:
-    if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-        # struct in_pktinfo: interface, local address to send from, address in the header.
-        _index, local, _header = struct.unpack("=I4s4s", data[:12])
-        return [(level, kind, struct.pack("=I4s4s", 0, local, b"\0" * 4))]
-    if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
-        return [(level, kind, data[:16] + b"\0" * 4)]
-    return []

@@ -89,9 +89,9 @@ class Worker:
             self.pinning, self.tell,
         )  # fmt: skip
         lookup = Lookup(self.reactor, asking)
+        self.datagrams = Datagrams(doorway, self.reactor, self.guests, self.tell, lookup.resolve)
         means = Means(self.reactor, self.guests, relay, lookup.resolve, self.tell)
         self.relaying = Relaying(doorway.relay, means, guest_flows=GUEST_FLOWS // workers)
-        self.datagrams = Datagrams(doorway, self.reactor, self.guests, self.tell)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 

@@ -187,6 +187,12 @@ class Upkeep:
         found = json.loads(self._store.note(_NOTE_SYSCTL) or "{}")
         return {str(key): str(value) for key, value in found.items()}
 
+    def _steer(self) -> None:
+        """Have datagrams delivered here that are for others, where some are taken over."""
+        networks = self._ledger.networks.values()
+        if self._site.relays_all or any(network.spec.synthetic for network in networks):
+            self._site.steer(wanted=True)
+
     # -- repair ------------------------------------------------------------------------------
 
     def reconcile(self) -> Repairs:
@@ -201,8 +207,7 @@ class Upkeep:
         for network in self._ledger.networks.values():
             network.skip(around.used, self._ledger.bridge_subnets())
         self._enable_forwarding()
-        if self._site.relays_all:
-            self._site.steer(wanted=True)
+        self._steer()
         desired = self._ledger.desired(around.addresses, self._marker())
         seen = self._site.observe()
         steps = repair(desired, seen)

@@ -15,6 +15,8 @@ asks them on the way out, this one asks on the way in, before routing:
    echo requests to its raw sockets. Anything else is refused, as is all while there is no gateway.
    Later datagrams of a flow are taken without being asked about: the gateway has decided the flow.
 
+Datagrams and echo requests to addresses that stand for names are taken in both manners.
+
 The gateway's answers bear a mark as well, and pass to guests only, where they must belong to a
 flow that the guest began. Pings are answered by the gateway alone, not by the kernel in its place.
 """
@@ -25,6 +27,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
+from ..address import SYNTHETIC_IPV4, SYNTHETIC_IPV6
 from .names import MARK_ANSWER, MARK_ASKED, MARK_TAKEN, NOT_POLICED, POLICED, TABLE
 from .telling import UNTOLD
 
@@ -65,6 +68,10 @@ TAKING_CHAINS = f"""
   }}
   chain ask {{
     type filter hook prerouting priority dstnat + 1; policy accept;
+    meta iifgroup {POLICED} ip saddr @synthetic4 ip daddr {SYNTHETIC_IPV4} \
+meta l4proto {{ udp, icmp }} meta mark set {MARK_TAKEN:#x} accept
+    meta iifgroup {POLICED} ip6 saddr @synthetic6 ip6 daddr {SYNTHETIC_IPV6} \
+meta l4proto {{ udp, ipv6-icmp }} meta mark set {MARK_TAKEN:#x} accept
     meta iifgroup {POLICED} jump {RELAYED}
   }}
   chain take_asked {{

@@ -1,0 +1,49 @@
+"""What a policy says of datagrams: they do not say which name they mean."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from ..policy import (
+    DNS_PORT,
+    NAME_SERVICES,
+    REPORTED,
+    Action,
+    FlowName,
+    Mode,
+    Protocol,
+    Verdict,
+    has_names,
+    needs_name,
+)
+from .guests import Guest, Guests
+
+Address = IPv4Address | IPv6Address
+
+
+def judge(
+    guests: Guests, guest: Guest, protocol: Protocol, address: Address, port: int, now: float
+) -> tuple[Verdict, FlowName | None]:
+    """The policy's verdict, and the name that the exchange goes by."""
+    reports = guest.policy.mode is Mode.REPORT
+    is_named = has_names(guest.policy) and not reports
+    if is_named and protocol is Protocol.UDP and port in (DNS_PORT, *NAME_SERVICES):
+        reason = f"port {port} resolves names beside the gateway, where no rule sees them"
+        return Verdict(Action.DENY, None, "name services", None, reason), None
+    places = guests.places(guest)
+    if not needs_name(guest.policy, protocol, address, port, places):
+        return guests.decide(guest, address, port, None, protocol), None
+    guests.hear_siblings()
+    names = guests.pins.names_of(guest.id, address, now)
+    agreed = guests.decide_pinned(guest, address, port, names, protocol)
+    if agreed is not None:
+        return agreed[0], FlowName(agreed[1], verified=True)
+    if names:
+        reason = (
+            f"{address} was resolved for {', '.join(names)}, which the policy treats "
+            "differently, and datagrams do not say which they mean"
+        )
+        if reports:
+            return Verdict(Action.ALLOW, None, REPORTED, None, reason), None
+        return Verdict(Action.DENY, None, "ambiguous name", None, reason), None
+    return guests.decide(guest, address, port, None, protocol), None
