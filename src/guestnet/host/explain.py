@@ -290,7 +290,7 @@ class Explainer:
 
     def _resolvers(self, attachment: Attachment) -> tuple[Address, ...]:
         """What a rule that names `dns` opens to a guest."""
-        if has_names(read_policy(attachment.policy)):
+        if self._site.relays_all or has_names(read_policy(attachment.policy)):
             return attachment.dns
         network = self._ledger.network(attachment.network)
         return tuple({*attachment.dns, *network.dns, *self._ledger.told_dns(attachment.network)})
