@@ -143,6 +143,18 @@ def test_datagrams_go_by_the_name(guest_of: GuestOf, version: int) -> None:
 
 
 @FAMILIES
+def test_datagrams_resolve_nothing_beside_the_gateway(guest_of: GuestOf, version: int) -> None:
+    """Not even at a name whose every service is allowed."""
+    guest = guest_of(f"allow@{NAME}")
+    address = told(guest, NAME, version)
+    for port in (853, 784, 5353):
+        with pytest.raises(ConnectionRefusedError):
+            echoed(guest, address, port)
+    assert {d.rule for d in guest.told(3, kind="flow")} == {"name services"}
+    assert guest.arrivals(kind="udp") == []
+
+
+@FAMILIES
 def test_datagrams_end_with_their_policy(guest_of: GuestOf, stage: Stage, version: int) -> None:
     guest = guest_of(f"allow@{NAME}:udp:{ECHO}")
     address = told(guest, NAME, version)

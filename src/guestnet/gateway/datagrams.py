@@ -39,7 +39,7 @@ from ..policy import (
 from .doorway import Doorway
 from .exchange import Exchange, Limits
 from .guests import Guest, Guests, is_allowed
-from .judging import judge
+from .judging import judge, name_service
 from .lookup import Resolve
 from .outward import Outwards
 
@@ -225,6 +225,9 @@ class Datagrams:
             return None
         self._guests.hear_siblings()
         names = self._guests.pins.names_of(guest.id, address, self._reactor.now())
+        service = name_service(guest, exchange.protocol, exchange.port)
+        if service is not None:
+            return self._decided(exchange, service, data)
         if len(names) != 1:
             reason = f"{address} stands for no name that this guest asked for"
             refused = Verdict(Action.DENY, None, "synthetic address", None, reason)

@@ -21,15 +21,23 @@ from .guests import Guest, Guests
 Address = IPv4Address | IPv6Address
 
 
+def name_service(guest: Guest, protocol: Protocol, port: int) -> Verdict | None:
+    """The refusal of what resolves names beside the gateway, where that is nobody's to allow."""
+    enforced = has_names(guest.policy) and guest.policy.mode is Mode.ENFORCE
+    if not (enforced and protocol is Protocol.UDP and port in (DNS_PORT, *NAME_SERVICES)):
+        return None
+    reason = f"port {port} resolves names beside the gateway, where no rule sees them"
+    return Verdict(Action.DENY, None, "name services", None, reason)
+
+
 def judge(
     guests: Guests, guest: Guest, protocol: Protocol, address: Address, port: int, now: float
 ) -> tuple[Verdict, FlowName | None]:
     """The policy's verdict, and the name that the exchange goes by."""
+    refused = name_service(guest, protocol, port)
+    if refused is not None:
+        return refused, None
     reports = guest.policy.mode is Mode.REPORT
-    is_named = has_names(guest.policy) and not reports
-    if is_named and protocol is Protocol.UDP and port in (DNS_PORT, *NAME_SERVICES):
-        reason = f"port {port} resolves names beside the gateway, where no rule sees them"
-        return Verdict(Action.DENY, None, "name services", None, reason), None
     places = guests.places(guest)
     if not needs_name(guest.policy, protocol, address, port, places):
         return guests.decide(guest, address, port, None, protocol), None
