@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .http import Head, NotHttp, read_request_head
+from .http import MAX_HEAD_BYTES, Head, NotHttp, read_request_head
 
 #: Bytes of a chunk's size with its extension, and of all trailers; servers take 4 to 16 KiB.
 MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES = 256, 8192
@@ -26,10 +26,12 @@ class Requests:
     save, and from then on. What is held back is never more than a head, or a line of a chunk.
     """
 
-    __slots__ = ("_chunked", "_head", "_held", "_left", "_read", "_trailer", "_what")
+    __slots__ = ("_at", "_chunked", "_held", "_left", "_read", "_trailer", "_what")
 
     def __init__(self) -> None:
         self._held = b""
+        #: Where in it what was not taken yet begins: pieces may be small, and are many then.
+        self._at = 0
         #: Bytes of what is held that were read as the beginning of a head before.
         self._read = 0
         #: Bytes that pass without being looked at, and whether they are a chunk's.
@@ -41,18 +43,21 @@ class Requests:
 
     def feed(self, data: bytes) -> None:
         """More of what the client said."""
-        self._held += data
+        self._held = self._held[self._at :] + data
+        self._at = 0
 
     def take(self) -> Head | bytes | None:
         """The next request's head, bytes to pass on, or `None`: more is needed."""
         return self._what()
 
     def _begin(self) -> Head | bytes | None:
-        if not self._held:
+        if self._at == len(self._held):
             return None
-        head = read_request_head(self._held, self._read)
+        # No more is read of a head in any case.
+        window = self._held[self._at : self._at + MAX_HEAD_BYTES]
+        head = read_request_head(window, self._read)
         if head is None:
-            self._read = len(self._held)
+            self._read = len(window)
             return None
         self._read = 0
         self._left = head.length + (head.body or 0)
@@ -62,9 +67,10 @@ class Requests:
 
     def _pass(self) -> Head | bytes | None:
         """What is left of a head with its body, or of a chunk."""
-        if not self._held:
+        taken = self._held[self._at : self._at + self._left]
+        if not taken:
             return None
-        taken, self._held = self._held[: self._left], self._held[self._left :]
+        self._at += len(taken)
         self._left -= len(taken)
         if not self._left:
             self._what = self._chunk if self._chunked else self._begin
@@ -96,9 +102,10 @@ class Requests:
         return taken
 
     def _end_chunk(self) -> Head | bytes | None:
-        if not b"\r\n".startswith(self._held[:2]):
+        end = self._held[self._at : self._at + 2]
+        if not b"\r\n".startswith(end):
             raise NotHttp("a chunk is longer than its size")
-        if len(self._held) < 2:
+        if len(end) < 2:
             return None
         self._left = 2
         self._what = self._pass
@@ -127,7 +134,7 @@ class Requests:
 
     def _line(self, most: int) -> bytes | None:
         """The line at the front without its end; `None` while it may still come."""
-        end = self._held.find(b"\r\n", 0, most + 2)
-        if end < 0 and len(self._held) > most + 1:
+        end = self._held.find(b"\r\n", self._at, self._at + most + 2)
+        if end < 0 and len(self._held) - self._at > most + 1:
             raise NotHttp("the line of a chunk is too long")
-        return None if end < 0 else self._held[:end]
+        return None if end < 0 else self._held[self._at : end]

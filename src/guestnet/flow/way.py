@@ -26,6 +26,8 @@ from .pipes import Pipe, PipePool
 
 #: Bytes that one direction moves in one turn, before other flows get theirs.
 TURN_BYTES = 128 * 1024
+#: What a byte that is looked at counts in a turn: Python takes so much longer, and more.
+LOOK_WEIGHT = 8
 #: Bytes at a time where there is no pipe: the size of the scratch that `Way.pump` is given.
 COPY_BYTES = 64 * 1024
 
@@ -188,7 +190,7 @@ class Way:
     def _look(self, screen: Screen, most: int) -> int:
         """Read what somebody wants to see before it goes on."""
         try:
-            data = self.source.recv(min(most, COPY_BYTES))
+            data = self.source.recv(max(1, min(most, TURN_BYTES) // LOOK_WEIGHT))
         except BlockingIOError:
             self.readable = False
             return 0
@@ -201,7 +203,7 @@ class Way:
         self.early = screen.take(data)
         if screen.done:
             self.screen = None
-        return len(data)
+        return len(data) * LOOK_WEIGHT
 
     def _discard(self, scratch: memoryview, count: int) -> None:
         """Take from the source what has been given already; MSG_TRUNC does not copy it (tcp(7))."""
