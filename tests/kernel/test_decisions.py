@@ -20,6 +20,7 @@ import pytest
 
 from guestnet.host import Host
 from guestnet.model import Attachment, Decision
+from guestnet.ruleset.telling import REFUSALS_PER_SECOND
 from lab.addresses import ALLOWED, METADATA, PRIVATE, RESOLVER, SITE_IPV4, SITE_IPV6
 from lab.caller import Caller
 from lab.netns import Namespace
@@ -449,6 +450,7 @@ def test_a_host_that_is_opened_again_goes_on_telling(world: World, tmp_path: Pat
         guest.decided(port=9)
     with Host.open(tmp_path / "state", site=world.site.path) as host:
         guest = Guest(host, host.attachment("vm"), world.guest)
+        time.sleep(5 / REFUSALS_PER_SECOND)  # until there is a share for one more
         with pytest.raises(ConnectionRefusedError):
             guest.connect(of(ALLOWED, 4), 80)
         assert guest.decided(port=80).omitted == 0  # what was left out before is not told now
