@@ -82,7 +82,7 @@ class Stage:
         self, world: World, host: Host, liar: Liar | None = None, *, rootless: bool = False
     ) -> None:
         self.world, self.host, self._liar = world, host, liar
-        self._rootless = rootless
+        self.rootless = rootless
         self._numbers = itertools.count()
 
     @property
@@ -96,7 +96,7 @@ class Stage:
         id = f"vm-{next(self._numbers)}"
         asked = ["1.1.1.1", "2606:4700:4700::1111"]
         namespace: Namespace
-        if self._rootless:
+        if self.rootless:
             attached = self.host.attach(id, network=network, netns="new", policy=policy)
             namespace = Lent(Path(attached.netns or ""), id, nameservers=asked)
         else:

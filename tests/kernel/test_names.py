@@ -21,7 +21,17 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from lab.addresses import ALLOWED, FORBIDDEN, LIAR, PRIVATE, REBINDING, RESOLVER
+from lab.addresses import (
+    ALLOWED,
+    FORBIDDEN,
+    LIAR,
+    PRIVATE,
+    REBINDING,
+    RESOLVER,
+    ROUTER_IPV4,
+    ROUTER_IPV6,
+    UPLINK,
+)
 from lab.caller import body, cut, request, send
 from lab.liar import SILENT
 from lab.servers import BANNER, ECHO, HTTP, HTTPS
@@ -106,6 +116,17 @@ def guest_of(stage: Stage) -> Iterator[GuestOf]:
         yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))
 
 
+@contextlib.contextmanager
+def no_way_out(stage: Stage, version: int) -> Iterator[None]:
+    """The site is one of a machine whose internet has but the other family."""
+    router = (ROUTER_IPV4 if version == 4 else ROUTER_IPV6).ip
+    stage.world.site.ip(f"route del default via {router} dev {UPLINK}")
+    try:
+        yield
+    finally:
+        stage.world.site.ip(f"route add default via {router} dev {UPLINK}")
+
+
 # -- what is allowed works, at once ------------------------------------------------------------
 
 
@@ -135,6 +156,24 @@ def test_a_suffix_holds_the_name_itself_and_nothing_beside_it(guest_of: GuestOf)
     assert guest.ask("example.test").rcode() == dns.rcode.NXDOMAIN  # nobody has it
     for name in ("pkg.test", "notexample.test", "example.test.evil.test", "test"):
         assert_no_such_name(guest.ask(name))
+
+
+@FAMILIES
+def test_a_family_that_the_host_has_no_route_for_is_not_offered(
+    stage: Stage, guest_of: GuestOf, version: int
+) -> None:
+    """Relayed, a client would be connected to the gateway, and try no other family."""
+    guest = guest_of(WEB, network={4: "high", 6: "low"}[version])
+    rtype, other = RTYPE[version], RTYPE[10 - version]
+    relayed = stage.rootless
+    with no_way_out(stage, version):
+        assert bool(guest.addresses(NAME, rtype)) is not relayed
+        assert guest.addresses(NAME, other)
+    if relayed:
+        told = guest.told(2, kind="dns", name=NAME)
+        assert sorted(bool(each.answers) for each in told) == [False, True]
+        assert "no route" in next(each.reason for each in told if not each.answers)
+    assert guest.addresses(NAME, rtype)  # the host has its network again
 
 
 @BOTH

@@ -85,6 +85,7 @@ class Resolver:
             SetNetwork(
                 sequence=0, network="default", upstreams=(Upstream(UPSTREAM),), records={},
                 serve_stale_s=0, strip_ech=True, deny_encrypted_dns=True,
+                relays_all=False,
             )
         )  # fmt: skip
 

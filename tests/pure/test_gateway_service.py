@@ -21,7 +21,7 @@ HERE = (Upstream(IPv4Address("9.9.9.9")),)
 def order(network: str, **options: Any) -> SetNetwork:
     choices: dict[str, Any] = {
         "upstreams": HERE, "records": {}, "serve_stale_s": 0, "strip_ech": True,
-        "deny_encrypted_dns": True,
+        "deny_encrypted_dns": True, "relays_all": False,
     }  # fmt: skip
     return SetNetwork(sequence=1, network=network, **{**choices, **options})
 

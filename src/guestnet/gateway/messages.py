@@ -66,6 +66,8 @@ class SetNetwork(Message):
     serve_stale_s: int
     strip_ech: bool
     deny_encrypted_dns: bool
+    #: Whether the gateway's routes are its guests', as every flow of theirs is relayed.
+    relays_all: bool
 
 
 class SetTrust(Message):

@@ -61,6 +61,7 @@ from .guests import Guest, Guests, is_allowed
 from .own import own_answer
 from .pinning import Pinning
 from .questions import Questions
+from .routes import offered
 from .streams import Streams
 
 Address = IPv4Address | IPv6Address
@@ -308,6 +309,12 @@ class Resolving:
     ) -> bool:
         """Answer when the pins stand; whether they did already."""
         answers = tuple(address for address, _until in addresses)
+        routed = not guest.service.relays_all or question.qtype not in VERSIONS
+        if not (routed or offered(answers)):
+            reason = f"left out, as the host has no route to them: {', '.join(map(str, answers))}"
+            self._told(guest, question, verdict, protocol, reason)
+            reply(address_answer(question, (), 0))
+            return False
         self._told(guest, question, verdict, protocol, answers=answers)
 
         def pinned(problem: str) -> None:

@@ -22,6 +22,8 @@ class Service:
     strip_ech: bool = True
     #: Whether public resolvers over HTTPS and TLS exist for rules by their name only.
     deny_encrypted_dns: bool = True
+    #: Whether the gateway's routes are its guests'.
+    relays_all: bool = False
     #: Answers for all guests of the network, and of others that would answer the same: what its
     #: resolvers answer others may not, as they know a company's own names.
     cache: Cache = field(default_factory=Cache)
@@ -42,6 +44,7 @@ class Service:
             LocalRecords(order.records),
             order.strip_ech,
             order.deny_encrypted_dns,
+            order.relays_all,
             shared if shared is not None else Cache(serve_stale_s=order.serve_stale_s),
             flavour,
         )

@@ -142,7 +142,9 @@ class Gateway:
             self._guests[attachment.guest] = order
         self._tell(order)
 
-    def set_network(self, spec: NetworkSpec, upstreams: Iterable[Upstream]) -> None:
+    def set_network(
+        self, spec: NetworkSpec, upstreams: Iterable[Upstream], *, relays_all: bool
+    ) -> None:
         """Tell how a network's guests are answered; returns when that holds."""
         with self._lock:
             order = SetNetwork(
@@ -153,6 +155,7 @@ class Gateway:
                 serve_stale_s=spec.serve_stale_s,
                 strip_ech=spec.strip_ech,
                 deny_encrypted_dns=spec.deny_encrypted_dns,
+                relays_all=relays_all,
             )
             known = self._networks.get(spec.name)
             if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:

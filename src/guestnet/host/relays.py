@@ -170,7 +170,7 @@ class Relays:
             except HostError as error:
                 # Whatever was trusted before still is; without anything such resolvers fail.
                 logger.error("resolvers of network %r: %s", spec.name, error)
-        gateway.set_network(spec, upstreams)
+        gateway.set_network(spec, upstreams, relays_all=self._site.relays_all)
 
     def _tell_places(self, gateway: Gateway) -> None:
         host = {*self._site.surroundings().addresses, *self._ledger.gateways()}
