@@ -39,7 +39,8 @@ from ..policy import (
     suggest,
 )
 from ..ruleset.relayed import GIVEN_UP
-from .ledger import Ledger, read_policy
+from .installed import read_policy
+from .ledger import Ledger
 from .seen import Seen
 
 Address = IPv4Address | IPv6Address

@@ -46,7 +46,8 @@ from .decisions import Decisions, Watch
 from .doctor import examine
 from .explain import Explainer
 from .flows import Flows
-from .ledger import Ledger, check_tap_is_free, read_policy
+from .installed import read_policy
+from .ledger import Ledger, check_tap_is_free
 from .network import check_free
 from .placing import Placer
 from .reaper import Reaper

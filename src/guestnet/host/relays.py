@@ -32,7 +32,8 @@ from ..policy import (
     has_names,
 )
 from ..ruleset import Element, pin_element, policy_id
-from .ledger import Ledger, id_of, pinning_rules, read_policy
+from .installed import id_of, pinning_rules, read_policy
+from .ledger import Ledger
 
 Address = IPv4Address | IPv6Address
 #: How long pins that were carried over stand; a question in the meantime renews them.

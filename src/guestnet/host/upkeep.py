@@ -15,9 +15,10 @@ from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
 from ..model import Attachment, NetworkSpec, Repairs
 from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, Step, repair
-from ..ruleset import FINGERPRINT, guest_elements, policy_id
+from ..ruleset import FINGERPRINT, guest_elements
 from ..store import Lease, LeaseState, NetworkRecord, Store
-from .ledger import Ledger, pinning_rules, read_policy
+from .installed import id_of, pinning_rules, read_policy
+from .ledger import Ledger
 from .network import Address, LiveNetwork
 from .placing import Placer
 from .transports import Transports
@@ -126,7 +127,7 @@ class Upkeep:
             rules = pinning_rules(each.policy)
             if rules:
                 own = [i.ip for i in (each.ipv4, each.ipv6) if i is not None]
-                self._site.unpin(policy_id(read_policy(each.policy)), rules, own)
+                self._site.unpin(id_of(each.policy), rules, own)
 
     def _enter(self, record: NetworkRecord) -> LiveNetwork:
         network = LiveNetwork(record.number, record.spec)
@@ -248,7 +249,7 @@ class Upkeep:
         guest = self._ledger.holder_of_tap(tap)
         lease = self._ledger.attached.get(guest) if guest is not None else None
         if lease is not None and lease.attachment is not None:
-            policy = policy_id(read_policy(lease.attachment.policy))
+            policy = id_of(lease.attachment.policy)
             self._site.perform([Expel(guest_elements(lease.attachment, policy))])
 
     def _forget_the_gone(self, now: float) -> list[str]:
