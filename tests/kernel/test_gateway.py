@@ -308,7 +308,7 @@ def test_pins_that_the_kernel_refuses_do_not_keep_others_from_standing(scene: Sc
     absent = known.model_copy(update={"policy": f"allow@{NAME}:udp:1"})
     pins = ((0, of(ALLOWED, 4)),)
     report = AddPins(sequence=1, guest="vm", told=known.sequence, pins=pins, ttl_s=60)
-    relays._add_pins([(report, absent), (report, known)])
+    scene.host._pins.add([(report, absent), (report, known)])
     assert_open(scene.guest.namespace, [Door("udp", of(ALLOWED, 4), ECHO)])
 
 
@@ -324,7 +324,7 @@ def test_the_gateways_word_opens_public_addresses_under_rules_by_name_only(
     known = relays.gateway._guests["vm"]
     report = AddPins(sequence=1, guest="vm", told=known.sequence, pins=(pin,), ttl_s=60)
     with pytest.raises(ValueError, match="pin"):
-        relays._add_pins([(report, known)])
+        scene.host._pins.add([(report, known)])
 
 
 # -- death -------------------------------------------------------------------------------------

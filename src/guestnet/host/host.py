@@ -49,6 +49,7 @@ from .flows import Flows
 from .installed import read_policy
 from .ledger import Ledger, check_tap_is_free
 from .network import check_free
+from .pins import Pins
 from .placing import Placer
 from .reaper import Reaper
 from .relays import Relays
@@ -91,10 +92,11 @@ class Host:
         )
         self._placer = Placer(self._ledger, site)
         self._transports = Transports(site)
-        self._upkeep = Upkeep(self._ledger, store, site, self._placer, self._transports)
+        self._pins = Pins(site)
+        self._upkeep = Upkeep(self._ledger, store, site, self._transports, self._pins)
         self._reaper = Reaper(self._clear_away)
         self._decisions = Decisions(decisions, self._ledger.is_here)
-        self._relays = Relays(self._ledger, site, self._decisions.take, workers)
+        self._relays = Relays(self._ledger, site, self._pins, self._decisions.take, workers)
         self._flows = Flows(
             self._lock, self._ledger, site, self._decisions.seen, self._decisions.take
         )
@@ -521,7 +523,7 @@ class Host:
         try:
             self._store.write([replace(lease, attachment=changed)])
             self._relays.admit(changed, new)
-            names = self._relays.carry_pins(changed, old, new)
+            names = self._pins.carry(changed, old, new)
             before = guest_elements(attachment, policy_id(old))
             after = guest_elements(changed, policy_id(new))
             self._site.perform([Exchange(_less(before, after), _less(after, before))])
@@ -530,7 +532,7 @@ class Host:
             self._store.write([lease])
             self._relays.admit(attachment, old)
             raise
-        self._upkeep.unpin([attachment])
+        self._pins.forget([attachment])
         self._ledger.policies.drop(old)
         self._ledger.attached[attachment.guest] = replace(lease, attachment=changed)
         self._cut_denied(changed, names)
@@ -562,7 +564,7 @@ class Host:
         self._site.forget_flows([interface.ip for interface in interfaces])
         self._flows.settle()
         self._site.forget_counts(attachments)
-        self._upkeep.unpin(attachments)
+        self._pins.forget(attachments)
         with self._lock:
             self._release(leases)
             self._forget_the_gone()

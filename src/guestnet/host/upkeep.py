@@ -13,14 +13,14 @@ from pathlib import Path
 from ..errors import ConfigError, ConflictError, GuestnetError
 from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
-from ..model import Attachment, NetworkSpec, Repairs
+from ..model import NetworkSpec, Repairs
 from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, Step, repair
 from ..ruleset import FINGERPRINT, guest_elements
 from ..store import Lease, LeaseState, NetworkRecord, Store
-from .installed import id_of, pinning_rules, read_policy
+from .installed import id_of, read_policy
 from .ledger import Ledger
 from .network import Address, LiveNetwork
-from .placing import Placer
+from .pins import Pins
 from .transports import Transports
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ class Upkeep:
         ledger: Ledger,
         store: Store,
         site: Site,
-        placer: Placer,
         transports: Transports,
+        pins: Pins,
     ) -> None:
         self._ledger = ledger
         self._store = store
         self._site = site
-        self._placer = placer
         self._transports = transports
+        self._pins = pins
 
     # -- start -------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Upkeep:
         interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
         self._site.forget_flows([interface.ip for interface in interfaces])
         self._site.forget_counts(attachments)
-        self.unpin(attachments)
+        self._pins.forget(attachments)
         for each in attachments:
             self._transports.clear(each)
         self._store.write(
@@ -120,14 +120,6 @@ class Upkeep:
         for lease in gone:
             logger.info("guest %r: its interrupted %s was undone", lease.guest, lease.state)
             self._ledger.released(lease, now)
-
-    def unpin(self, attachments: Iterable[Attachment]) -> None:
-        """Forget which addresses guests were led to: who has theirs next has asked nothing."""
-        for each in attachments:
-            rules = pinning_rules(each.policy)
-            if rules:
-                own = [i.ip for i in (each.ipv4, each.ipv6) if i is not None]
-                self._site.unpin(id_of(each.policy), rules, own)
 
     def _enter(self, record: NetworkRecord) -> LiveNetwork:
         network = LiveNetwork(record.number, record.spec)
