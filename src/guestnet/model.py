@@ -449,6 +449,11 @@ class Attachment(Value):
         """What stands on the host's side."""
         return "tap" if self.netns is None else "veth"
 
+    @property
+    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The guest's own addresses: one of each family that it has, IPv4 first."""
+        return tuple(each.ip for each in (self.ipv4, self.ipv6) if each is not None)
+
 
 class Skipped(Value):
     """A part of a pool that is not handed out, and the address or route of the host it overlaps."""

@@ -30,7 +30,7 @@ def _doubles(host: Host) -> list[str]:
     held: Counter[object] = Counter()
     for each in host.attachments():
         held.update((each.tap, (each.network, each.mac)))
-        held.update(i.ip for i in (each.ipv4, each.ipv6) if i is not None)
+        held.update(each.addresses)
     return [f"{what} is held {count} times" for what, count in held.items() if count > 1]
 
 

@@ -312,7 +312,7 @@ class Stage:
     def owner(self, address: Address) -> str:
         """The other guest that has an address."""
         for name, (attachment, _wire) in self.others.items():
-            if address in (each.ip for each in (attachment.ipv4, attachment.ipv6) if each):
+            if address in attachment.addresses:
                 return name
         raise LookupError(str(address))
 

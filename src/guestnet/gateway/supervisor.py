@@ -118,19 +118,17 @@ class Gateway:
         host: Iterable[Address],
     ) -> None:
         """Tell of a guest, or of its new policy; returns when that holds."""
-        own = (attachment.ipv4, attachment.ipv6)
         gateways = (attachment.gateway_ipv4, attachment.gateway_ipv6)
-        addresses = tuple(each.ip for each in own if each is not None)
         with self._lock:
             sequence = self._next()
             known = self._guests.get(attachment.guest)
-            stays = known is not None and known.addresses == addresses
+            stays = known is not None and known.addresses == attachment.addresses
             order = SetGuest(
                 sequence=sequence,
                 guest=attachment.guest,
                 stay=known.stay if known is not None and stays else sequence,
                 network=attachment.network,
-                addresses=addresses,
+                addresses=attachment.addresses,
                 gateways=tuple(each for each in gateways if each is not None),
                 host=tuple(host),
                 policy=attachment.policy,
@@ -311,8 +309,7 @@ class Gateway:
 
 
 def _peer(attachment: Attachment) -> Peer:
-    own = (attachment.ipv4, attachment.ipv6)
-    addresses = tuple(str(each.ip) for each in own if each is not None)
+    addresses = tuple(map(str, attachment.addresses))
     return Peer(attachment.guest, attachment.network, addresses)
 
 

@@ -225,14 +225,12 @@ def _egress(site: Site, ledger: Ledger) -> Iterator[Finding]:
 def _overlaps(site: Site, ledger: Ledger) -> Iterator[Finding]:
     used = site.surroundings().used
     for each in ledger.attachments():
-        for interface in (each.ipv4, each.ipv6):
-            if interface is None:
-                continue
+        for address in each.addresses:
             for network, reason in used:
-                if interface.ip.version == network.version and interface.ip in network:
+                if address.version == network.version and address in network:
                     yield _warning(
                         "overlap",
-                        f"guest {each.guest!r} has {interface.ip}, but the host has {reason}",
+                        f"guest {each.guest!r} has {address}, but the host has {reason}",
                         "detach and attach it: it then gets an address outside of that",
                     )
 

@@ -155,8 +155,8 @@ class Explainer:
             if name and port not in SPEAKING_PORTS:
                 # Nobody said this name: all that lead there will have to agree (`decide_pinned`).
                 found.append((protocol, port, address, names.get(address, [])))
-        for own in (attachment.ipv4, attachment.ipv6):
-            for peer, number, port in self._site.seen(own.ip) if own is not None else ():
+        for own in attachment.addresses:
+            for peer, number, port in self._site.seen(own):
                 protocol = NUMBERED.get(number, Protocol.ANY)
                 found.append((protocol, port, peer, names.get(peer, [""])))
         flows = []
@@ -169,8 +169,7 @@ class Explainer:
 
     def allows(self, attachment: Attachment, flow: Tracked, name: FlowName | None) -> bool:
         """Whether a flow that connection tracking knows, and goes by `name`, may go on."""
-        own = {i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None}
-        egress = flow.source in own
+        egress = flow.source in attachment.addresses
         peer = flow.destination if egress else flow.source
         direction = Direction.EGRESS if egress else Direction.INGRESS
         protocol = NUMBERED.get(flow.protocol, Protocol.ANY)
@@ -232,8 +231,7 @@ class Explainer:
             if found is not None and found.addresses:
                 peer = found.addresses[0]
                 return self.explain(attachment, way, kind, peer, port, name)
-        versions = {i.version for i in (attachment.ipv4, attachment.ipv6) if i is not None}
-        peer = SOME_PUBLIC[min(versions)]
+        peer = SOME_PUBLIC[attachment.addresses[0].version]
         verdict = decide(policy, way, kind, peer, port, self._places(attachment, peer), name)
         about = f" (asked for {peer}, standing for any public address of {name.name})"
         return replace(verdict, reason=verdict.reason + about)

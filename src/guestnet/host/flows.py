@@ -231,16 +231,15 @@ class Flows:
         if lease is None or lease.attachment is None:
             return
         attachment = lease.attachment
-        own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
         if packet.source is None:
             what = f"a frame of EtherType {packet.ethertype:#06x}"
-        elif packet.source in own:
+        elif packet.source in attachment.addresses:
             what = f"from {packet.source}, but with another MAC or a discovery message of others"
         else:
             what = f"from {packet.source}"
         if self._is_repeated(attachment.guest, what):
             return
-        who = " and ".join(map(str, own))
+        who = " and ".join(map(str, attachment.addresses))
         reason = f"{what}: {device} is {attachment.guest!r}, {who} at {attachment.mac}"
         decision = Decision(
             time=time.time(),

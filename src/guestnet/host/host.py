@@ -544,13 +544,12 @@ class Host:
         `names` are those by which datagrams go to pinned addresses.
         """
         explainer = Explainer(self._ledger, self._site)
-        own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
 
         def keep(flow: Tracked) -> bool:
             name = names.get(flow.destination)
             return flow.is_redirected or explainer.allows(attachment, flow, name)
 
-        flows = self._site.flows_of(own)
+        flows = self._site.flows_of(attachment.addresses)
         self._site.delete_flows([each for each in flows if not keep(each.flow)])
 
     def _clear_away(self, leases: Sequence[Lease]) -> None:
@@ -560,8 +559,7 @@ class Host:
         """
         attachments = [lease.attachment for lease in leases if lease.attachment is not None]
         self._site.delete_retired([attachment.tap for attachment in attachments])
-        interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
-        self._site.forget_flows([interface.ip for interface in interfaces])
+        self._site.forget_flows([address for each in attachments for address in each.addresses])
         self._flows.settle()
         self._site.forget_counts(attachments)
         self._pins.forget(attachments)

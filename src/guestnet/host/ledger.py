@@ -143,7 +143,7 @@ class Ledger:
         self.attached[lease.guest] = lease
         self._by_tap[attachment.tap] = lease.guest
         self._by_mac[lease.network, attachment.mac] = lease.guest
-        for address in _addresses(attachment):
+        for address in attachment.addresses:
             self._by_address[address] = lease.guest
         self._told_dns.setdefault(lease.network, Counter()).update(_told(attachment))
 
@@ -152,7 +152,7 @@ class Ledger:
         del self.attached[lease.guest]
         self.detaching[lease.guest] = lease
         attachment = _attachment(lease)
-        for address in _addresses(attachment):
+        for address in attachment.addresses:
             self._by_address.pop(address, None)
             self._leaving_addresses[address] = attachment
         told = self._told_dns[lease.network]
@@ -171,7 +171,7 @@ class Ledger:
             place = (lease.network, lease.attachment.mac)
             if self._by_mac.get(place) == lease.guest:
                 del self._by_mac[place]
-            for address in _addresses(lease.attachment):
+            for address in lease.attachment.addresses:
                 self._leaving_addresses.pop(address, None)
         network = self.networks.get(lease.network)
         if network is not None:
@@ -265,9 +265,3 @@ def _told(attachment: Attachment) -> list[Address]:
     """The resolvers that a guest was told, without the gateway's own addresses."""
     own = (attachment.gateway_ipv4, attachment.gateway_ipv6)
     return [resolver for resolver in attachment.dns if resolver not in own]
-
-
-def _addresses(attachment: Attachment) -> Iterator[Address]:
-    for interface in (attachment.ipv4, attachment.ipv6):
-        if interface is not None:
-            yield interface.ip

@@ -73,13 +73,12 @@ class Pins:
         Datagrams that follow them go on; returns the addresses with the names they go by.
         """
         carried: dict[Address, FlowName] = {}
-        own = [i.ip for i in (attachment.ipv4, attachment.ipv6) if i is not None]
         for index in pinning_rules(str(old)):
             rule = old.rules[index]
             if not isinstance(rule.target, DomainTarget):
                 continue
             for place in (at for at, other in enumerate(new.rules) if other == rule):
-                for guest in own:
+                for guest in attachment.addresses:
                     peers = self._site.pinned(policy_id(old), index, guest)
                     pins = [pin_element(policy_id(new), place, guest, peer) for peer in peers]
                     self._site.pin(dict.fromkeys(pins, CARRIED_S))
@@ -92,5 +91,4 @@ class Pins:
         for each in attachments:
             rules = pinning_rules(each.policy)
             if rules:
-                own = [i.ip for i in (each.ipv4, each.ipv6) if i is not None]
-                self._site.unpin(id_of(each.policy), rules, own)
+                self._site.unpin(id_of(each.policy), rules, each.addresses)

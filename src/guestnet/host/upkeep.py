@@ -107,8 +107,7 @@ class Upkeep:
         """
         gone = list(interrupted)
         attachments = [lease.attachment for lease in gone if lease.attachment is not None]
-        interfaces = [i for a in attachments for i in (a.ipv4, a.ipv6) if i is not None]
-        self._site.forget_flows([interface.ip for interface in interfaces])
+        self._site.forget_flows([address for each in attachments for address in each.addresses])
         self._site.forget_counts(attachments)
         self._pins.forget(attachments)
         for each in attachments:

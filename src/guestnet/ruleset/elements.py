@@ -69,9 +69,8 @@ def guest_elements(attachment: Attachment, policy: str) -> tuple[Element, ...]:
 def counting_elements(word: str, attachment: Attachment) -> tuple[Element, ...]:
     """Where something is counted of this guest (`telling.COUNTING`); they outlive it."""
     return tuple(
-        Element(Family.INET, f"{word}{interface.version}", interface.ip.packed)
-        for interface in (attachment.ipv4, attachment.ipv6)
-        if interface is not None
+        Element(Family.INET, f"{word}{address.version}", address.packed)
+        for address in attachment.addresses
     )
 
 
@@ -92,9 +91,7 @@ def _identity(attachment: Attachment) -> Iterator[Element]:
 
 
 def _membership(attachment: Attachment, policy: str) -> Iterator[Element]:
-    for interface in (attachment.ipv4, attachment.ipv6):
-        if interface is not None:
-            address = interface.ip
-            # A pair, so that one set answers both "is it live" and "is it the flow's own end".
-            yield Element(Family.INET, f"live{address.version}", address.packed * 2)
-            yield Element(Family.INET, members_set(policy, address.version), address.packed)
+    for address in attachment.addresses:
+        # A pair, so that one set answers both "is it live" and "is it the flow's own end".
+        yield Element(Family.INET, f"live{address.version}", address.packed * 2)
+        yield Element(Family.INET, members_set(policy, address.version), address.packed)
