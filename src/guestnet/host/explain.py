@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..dns import LocalRecords
 from ..errors import ConfigError
-from ..gateway.connection import SPEAKING_PORTS
+from ..gateway.peeking import SPEAKING_PORTS
 from ..kernel.conntrack import Tracked
 from ..kernel.interface import Site
 from ..model import Attachment, Topology

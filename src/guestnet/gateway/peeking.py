@@ -1,0 +1,101 @@
+"""A client's first bytes, where clients speak first: read until they say whom it means."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..flow import First, NotHello, NotHttp, Reactor, read_first
+from ..flow.relay import EVENTS
+
+#: Ports at which the client speaks first and says whom it means: TLS, and HTTP without it.
+TLS_PORTS = frozenset({443, 465, 636, 853, 989, 990, 992, 993, 994, 995, 5061, 6443, 8443, 9443})
+HTTP_PORTS = frozenset({80, 591, 3000, 5000, 8000, 8008, 8080, 8081, 8088, 8888})
+SPEAKING_PORTS = TLS_PORTS | HTTP_PORTS
+#: How long a client may take to say whom it means; after that it is refused.
+PEEK_S = 3.0
+#: Bytes read until it must have said it: the largest ClientHello or request head that is read.
+PEEK_BYTES = 64 * 1024
+_READ_BYTES = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """A client did not say whom it means."""
+
+    rule: str
+    """What of it is told in place of a rule."""
+    reason: str
+
+
+#: What came of it; an `OSError` is the client's connection, which failed.
+Heard = Callable[[First | Unheard | OSError], None]
+
+
+class Peeking:
+    """Reads a client; `done` is called once, unless it is stopped before.
+
+    The reactor watches the client for a relay's `EVENTS` from here on, also when this is over.
+    """
+
+    __slots__ = ("_client", "_done", "_port", "_reactor", "_timer", "data")
+
+    def __init__(self, reactor: Reactor, client: socket.socket, port: int, done: Heard) -> None:
+        self._reactor = reactor
+        self._client = client
+        self._port = port
+        self._done: Heard | None = done
+        #: What was read so far.
+        self.data = b""
+        self._timer = reactor.call_later(PEEK_S, self._silent)
+        reactor.add(client.fileno(), self._read, EVENTS)
+
+    def stop(self) -> None:
+        """Read no more; stopping twice, or after the end, is fine."""
+        if self._done is not None:
+            self._done = None
+            self._timer.cancel()
+            self._reactor.replace(self._client.fileno(), _wait)
+
+    def _read(self, _events: int) -> None:
+        while self._done is not None:
+            try:
+                data = self._client.recv(_READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._finish(error)
+                return
+            if not data:
+                self._silent()
+                return
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        before = len(self.data)
+        self.data += data
+        try:
+            first = read_first(self.data, before)
+        except (NotHello, NotHttp) as error:
+            reason = f"no name can be read from its first bytes: {error}"
+            self._finish(Unheard("unreadable", reason))
+            return
+        if first is not None:
+            self._finish(first)
+        elif len(self.data) >= PEEK_BYTES:
+            self._finish(Unheard("unreadable", f"no name in its first {PEEK_BYTES} bytes"))
+
+    def _silent(self) -> None:
+        reason = f"port {self._port} is one whose clients say whom they mean; this one did not"
+        self._finish(Unheard("silent", reason))
+
+    def _finish(self, result: First | Unheard | OSError) -> None:
+        done = self._done
+        self.stop()
+        if done is not None:
+            done(result)
+
+
+def _wait(_events: int) -> None:
+    """Nothing is read of a client until its flow begins."""
