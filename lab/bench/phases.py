@@ -18,7 +18,7 @@ from typing import Any
 #: Phase → functions, as module:qualified name below `guestnet`.
 PHASES: dict[str, tuple[str, ...]] = {
     "store": ("store.sqlite:SqliteStore.write",),
-    "model": ("model:Value.__init__", "host.host:parse_policy"),
+    "model": ("model:Value.__init__", "host.host:parse_policy", "host.guests:parse_policy"),
     "place": ("host.placing:Placer.place",),
     "tap": ("kernel.devices:_make_tap",),
     "rtnetlink": (

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from guestnet.host import Host
-from guestnet.host.host import UNUSED_POLICIES_KEPT
+from guestnet.host.policies import UNUSED_POLICIES_KEPT
 from guestnet.policy import parse_policy
 from guestnet.ruleset import policy_id
 from guestnet.ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED
@@ -112,7 +112,7 @@ def _rules(host: Host, site: Namespace) -> list[str]:
 
 def _rows(host: Host) -> list[str]:
     # By the host's own connection: a second one in this process would disturb SQLite's locks.
-    leases = host._store.leases()
+    leases = host._state.store.leases()
     found = [
         f"lease of {each.guest!r} is {each.state}"
         for each in leases

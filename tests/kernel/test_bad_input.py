@@ -63,7 +63,7 @@ class Standing:
         filled = [entry["set"] for entry in ruleset if "set" in entry and entry["set"].get("elem")]
         leases = [
             (lease.guest, lease.state.value)
-            for lease in host._store.leases()
+            for lease in host._state.store.leases()
             if lease.state.value != "released"
         ]
         return cls(
@@ -632,7 +632,7 @@ class TestTheMachineLacks:
             "        told['text'] = str(error)\n"
             "    finally:\n"
             "        resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
-            "    left = [lease for lease in host._store.leases() if lease.state != 'released']\n"
+            "    left = [each for each in host._state.store.leases() if each.state != 'released']\n"
             "    assert left == [], left\n"
             "    assert host.reconcile().steps == ()\n"
             "assert failed > 0\n"

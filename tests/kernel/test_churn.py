@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guestnet.host import Host
-from guestnet.host.host import UNUSED_POLICIES_KEPT
+from guestnet.host.policies import UNUSED_POLICIES_KEPT
 from guestnet.model import Attachment
 from lab.netns import Namespace
 from lab.world import World
@@ -69,8 +69,8 @@ def test_ten_thousand_attaches_and_detaches_leak_nothing(world: World, tmp_path:
         assert threading.active_count() == threads
         network = host.network("default")
         assert (network.attached, network.capacity) == (0, 1024)
-        assert len(host._store.leases()) <= 1024
-        assert len(host._ledger.policies.chains) <= UNUSED_POLICIES_KEPT
+        assert len(host._state.store.leases()) <= 1024
+        assert len(host._ledger.installed.chains) <= UNUSED_POLICIES_KEPT
     # What was written is what the next start reads, and no more.
     with Host.open(state, site=str(site.path)) as host:
         assert complaints(host, site) == []

@@ -906,7 +906,7 @@ def test_what_was_not_finished_is_when_the_host_is_opened(world: World, tmp_path
         host.create_network({"name": "default"})
         host.attach("vm", netns=world.guest.path)
         spec = host.network("default").spec
-        host._store.change_network(spec.model_copy(update={"policy": "public"}))
+        host._state.store.change_network(spec.model_copy(update={"policy": "public"}))
     with Host.open(tmp_path / "state", site=world.site.path) as host:
         assert host.attachment("vm").policy == "allow@dns,allow@public"
         Caller(world.guest).connect(of(ALLOWED, 4), 80).close()

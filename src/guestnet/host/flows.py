@@ -226,11 +226,9 @@ class Flows:
 
     def _forged(self, packet: RefusedPacket) -> None:
         device = self._site.within(partial(device_name, packet.device))
-        guest = self._ledger.holder_of_tap(device)
-        lease = self._ledger.attached.get(guest) if guest is not None else None
-        if lease is None or lease.attachment is None:
+        attachment = self._ledger.attachment_at(device)
+        if attachment is None:
             return
-        attachment = lease.attachment
         if packet.source is None:
             what = f"a frame of EtherType {packet.ethertype:#06x}"
         elif packet.source in attachment.addresses:

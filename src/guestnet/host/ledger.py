@@ -25,7 +25,7 @@ from ..ruleset import (
     places_text,
 )
 from ..ruleset.names import DEVICE_PREFIX, TABLE
-from ..store import Lease
+from ..store import Lease, NetworkRecord
 from .installed import InstalledPolicies, id_of
 from .network import LiveNetwork, Used
 
@@ -44,7 +44,9 @@ class Ledger:
         self.attached: dict[str, Lease] = {}
         #: Cut off, but their devices and flows are not cleared away yet.
         self.detaching: dict[str, Lease] = {}
-        self.policies = InstalledPolicies()
+        self.installed = InstalledPolicies()
+        #: The highest generation of any lease so far.
+        self.generation = 0
         #: Where the gateway listens, while there is one.
         self.doors: Doors | None = None
         self._by_tap: dict[str, str] = {}
@@ -116,8 +118,13 @@ class Ledger:
         return self._by_mac.get((network, mac))
 
     def holder_of_tap(self, tap: str) -> str | None:
-        """The guest that has a device name."""
+        """The guest that has a device name, or had it and is not cleared away."""
         return self._by_tap.get(tap)
+
+    def attachment_at(self, tap: str) -> Attachment | None:
+        """The attachment that has a device."""
+        lease = self.attached.get(self._by_tap.get(tap, ""))
+        return lease.attachment if lease is not None else None
 
     def is_gateway(self, address: Address) -> bool:
         """Whether an address is the host's towards guests."""
@@ -136,6 +143,17 @@ class Ledger:
         return {address for pair in found for address in pair if address is not None}
 
     # -- writing -----------------------------------------------------------------------------
+
+    def enter(self, record: NetworkRecord) -> LiveNetwork:
+        """Take up a network that the store has."""
+        network = LiveNetwork(record.number, record.spec)
+        self.networks[record.spec.name] = network
+        return network
+
+    def next_generation(self) -> int:
+        """A generation that no lease has had."""
+        self.generation += 1
+        return self.generation
 
     def add(self, lease: Lease) -> None:
         """Enter a lease whose guest is attached."""
@@ -236,7 +254,7 @@ class Ledger:
             FINGERPRINT,
             f"{base_text()}add chain inet {TABLE} {marker}\n",
             self.places(host),
-            dict(self.policies.chains),
+            dict(self.installed.chains),
             tuple(
                 bridge_device(network.spec)
                 for network in self.networks.values()
