@@ -28,7 +28,7 @@ from guestnet.ruleset import (
     places_text,
     policy_id,
 )
-from guestnet.ruleset.compile import policy_of, removal_text
+from guestnet.ruleset.chains import policy_of, removal_text
 from guestnet.ruleset.names import DEVICE_PREFIX, GROUP_BRIDGE, GROUP_PORT, GROUP_ROUTED
 from guestnet.ruleset.places import without
 

@@ -36,7 +36,7 @@ from ..plan import (
     Step,
 )
 from ..ruleset import Element, counting_elements
-from ..ruleset.compile import members_set, pins_set, policy_of, removal_text
+from ..ruleset.chains import members_set, pins_set, policy_of, removal_text
 from ..ruleset.elements import admission_text
 from ..ruleset.names import (
     GROUP_BRIDGE,

@@ -6,7 +6,8 @@ rules grows with the policies that are in use, never with guests.
 """
 
 from .base import FINGERPRINT, base_text
-from .compile import PolicyChains, compile_policy, policy_id, refusal_chain
+from .chains import PolicyChains, policy_id
+from .compile import compile_policy
 from .elements import Element, counting_elements, guest_elements, pin_element
 from .names import Family
 from .places import Doors, NetworkPlaces, places_text
@@ -27,5 +28,4 @@ __all__ = [
     "pin_element",
     "places_text",
     "policy_id",
-    "refusal_chain",
 ]

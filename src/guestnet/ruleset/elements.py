@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..address.derive import link_local
 from ..model import Attachment, Topology
-from .compile import members_set, pins_set
+from .chains import members_set, pins_set
 from .names import TABLE, Family
 
 Address = IPv4Address | IPv6Address
