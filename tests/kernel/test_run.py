@@ -2,87 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
-from lab import processes, qemu
+from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, SITE_IPV4, SITE_IPV6, Server
-from lab.image import image
 from lab.internet import Servers
-from lab.user import User
-from lab.world import World
+
+# The tests are no package; only mypy knows them as one.
+if TYPE_CHECKING:
+    from .runs import (
+        BOTH,
+        CURL,
+        HOME,
+        NAME,
+        PATIENCE_S,
+        Stage,
+        as_root,
+        eventually,
+        find,
+        left,
+        running,
+        tree,
+        url,
+    )  # fmt: skip
+else:
+    from runs import (
+        BOTH,
+        CURL,
+        HOME,
+        NAME,
+        PATIENCE_S,
+        Stage,
+        as_root,
+        eventually,
+        find,
+        left,
+        running,
+        tree,
+        url,
+    )  # fmt: skip
 
 pytestmark = pytest.mark.root
-
-T = TypeVar("T")
-
-PATIENCE_S = 30.0
-BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
-NAME = ALLOWED.name
-#: The user's own machine, which guests must not reach.
-HOME = Server("home", "home.example.test", SITE_IPV4.ip, SITE_IPV6.ip)
-LOOPBACK = Server("loopback", "loop.example.test", IPv4Address("127.0.0.1"), IPv6Address("::1"))
-CURL = ("curl", "-sS", "-m", str(PATIENCE_S))
-
-
-class Stage:
-    def __init__(self, world: World, user: User, home: Servers) -> None:
-        self.world, self.user, self.home = world, user, home
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.user.guestnet("run", *arguments)
-
-    def told(self, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-        """The same, with the summary that it prints last."""
-        done = self.run("--json", *arguments)
-        return done, json.loads(done.stderr.splitlines()[-1])
-
-    def popen(self, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", "guestnet.cli", "run", *arguments]
-        return self.user.popen(command, **how)
-
-
-@pytest.fixture(scope="module")
-def the_stage() -> Iterator[Stage]:
-    with World() as world, User(world.site) as user:
-        home = world.serve(world.site, HOME)
-        loopback = world.serve(world.site, LOOPBACK)
-        assert loopback.arrivals() == []
-        yield Stage(world, user, home)
-
-
-@pytest.fixture
-def stage(the_stage: Stage) -> Iterator[Stage]:
-    """The stage; whatever a test ran as the user is gone at its end, by itself."""
-    the_stage.world.servers.forget()
-    the_stage.home.forget()
-    yield the_stage
-    eventually(lambda: not the_stage.user.processes())
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return result
-
-
-def url(server: Server, version: int) -> str:
-    return f"http://[{server.ipv6}]/" if version == 6 else f"http://{server.ipv4}/"
+pytest_plugins = ("runs",)
 
 
 # -- a program's network -----------------------------------------------------------------------
@@ -302,31 +271,6 @@ def test_what_it_leaves_in_the_background_ends_with_it(stage: Stage) -> None:
 # -- the end, however it comes ---------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def running(stage: Stage, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A run whose command is up: it has said so, or it is the process `sleep`."""
-    process = stage.popen(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        if "sleep" in arguments:
-            eventually(lambda: find(stage, "sleep", below=process.pid))
-        else:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"up\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def find(stage: Stage, word: str, *, below: int) -> int | None:
-    """The user's process whose command line begins with, or has as a module, that word."""
-    for pid in stage.user.processes() - {below}:
-        line = processes.command_line(pid).split()
-        if line and (line[0] == word or any(part.endswith(word) for part in line[:4])):
-            return pid
-    return None
-
-
 @pytest.mark.parametrize("word", ["guestnet.cli", "rootless.agent", "cli.launch", "sleep", "init"])
 def test_kill_9_leaves_nothing(stage: Stage, word: str) -> None:
     with running(stage, "--allow", NAME, "--", "sleep", "1000") as run:
@@ -349,10 +293,6 @@ def test_kill_9_leaves_nothing(stage: Stage, word: str) -> None:
             assert f"pid {victim} was killed (SIGKILL)" in err.decode()
 
 
-def tree(stage: Stage, module: str) -> list[int]:
-    return [p for p in stage.user.processes() if f"-m {module} " in processes.command_line(p)]
-
-
 def test_a_killed_gateway_is_followed_by_another(stage: Stage) -> None:
     script = f"echo up; read line; until curl -sm 5 http://{NAME}/; do sleep 0.2; done"
     process = stage.popen(
@@ -369,20 +309,6 @@ def test_a_killed_gateway_is_followed_by_another(stage: Stage) -> None:
 
 
 # -- root, in the machine's own namespace ------------------------------------------------------
-
-
-def as_root(stage: Stage, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "guestnet.cli", "run", *arguments]
-    return stage.world.site.popen(command, **how)
-
-
-def left(stage: Stage) -> str:
-    """What of a run stands on the machine."""
-    tables = stage.world.site.run(["nft", "list", "tables"]).stdout
-    devices = stage.world.site.run(["ip", "-br", "link", "show", "type", "veth"]).stdout
-    gone = [line for line in devices.splitlines() if not line.startswith("up0")]
-    states = [str(path) for path in Path("/run").glob("guestnet-run-*")]
-    return "\n".join([tables.strip(), *gone, *states]).strip()
 
 
 def test_root_s_guests_are_forwarded(stage: Stage) -> None:
@@ -409,25 +335,6 @@ def test_kill_9_leaves_nothing_of_root_s(stage: Stage, whom: str) -> None:
     eventually(lambda: left(stage) == "")
 
 
-# -- VMs -----------------------------------------------------------------------------------------
-
-
-def test_a_vmm_gets_a_tap_by_name_or_open(stage: Stage) -> None:
-    """Without any right over the namespace that it is in."""
-    opened = (
-        "import fcntl, os, struct, sys; "
-        "fd = os.open('/dev/net/tun', os.O_RDWR) if sys.argv[1] == 'name' else int(sys.argv[2]); "
-        "request = struct.pack('16sH22x', sys.argv[2].encode()[:15], 0x1002); "
-        "sys.argv[1] == 'name' and fcntl.ioctl(fd, 0x400454CA, request); "
-        "print(struct.unpack('16sH22x', fcntl.ioctl(fd, 0x800454D2, bytes(40)))[0].strip(b'\\0'))"
-    )
-    for how, word in (("name", "{tap}"), ("open", "{fd}")):
-        done = stage.run("--", sys.executable, "-c", opened, how, word, "{mac}")
-        assert done.stdout == "b'gn1-0'\n", done.stderr
-    done = stage.run("--", "ip", "link", "set", "{tap}", "down")
-    assert "not permitted" in done.stderr
-
-
 def test_words_are_replaced_and_other_braces_are_not(stage: Stage) -> None:
     words = ["{ipv4}", "x{gateway}y", "{ipv6}", "{gateway6}", "{other}", '{"a":1}', "{}"]
     done = stage.run("--", "printf", r"%s\n", *words)
@@ -435,41 +342,3 @@ def test_words_are_replaced_and_other_braces_are_not(stage: Stage) -> None:
         "172.16.0.2/30", "x172.16.0.1y", "fd42:6d73:62::2/64", "fd42:6d73:62::1",
         "{other}", '{"a":1}', "{}",
     ]  # fmt: skip
-
-
-class _Run:
-    """Starts VMMs by `guestnet run`."""
-
-    def __init__(self, stage: Stage, *options: str) -> None:
-        self._stage, self._options = stage, options
-
-    def popen(self, argv: Any, **how: Any) -> subprocess.Popen[bytes]:
-        return self._stage.popen(*self._options, "--", *argv, **how)
-
-
-@pytest.mark.guest
-@pytest.mark.parametrize("word", ["ifname={tap},script=no,downscript=no", "fd={fd}"])
-def test_a_qemu_guest(stage: Stage, word: str) -> None:
-    made = image()
-    kept = replace(
-        made,
-        kernel=Path(shutil.copy(made.kernel, stage.user.home / "kernel")),
-        initramfs=Path(shutil.copy(made.initramfs, stage.user.home / "initramfs")),
-    )
-    for path in (kept.kernel, kept.initramfs):
-        os.chmod(path, 0o644)
-    net = [
-        *("-netdev", f"tap,id=net0,{word}"),
-        *("-device", "virtio-net-pci,netdev=net0,mac={mac}"),
-    ]
-    arguments = "{kernel_args} ip6={ipv6},{gateway6} dns={gateway}"
-    starter = _Run(stage, "--allow", NAME)
-    with qemu.Guest(starter, net, arguments, guest_image=kept, owner=stage.user.uid) as vm:
-        page = vm.run(f"wget -qO- http://{NAME}/", timeout_s=20)
-        assert json.loads(page.output)["server"] == "allowed"
-        for target in (url(FORBIDDEN, 4), url(HOME, 4), url(PRIVATE, 6), url(HOME, 6)):
-            assert not vm.run(f"timeout 5 wget -qO- '{target}'", timeout_s=20).ok
-        assert not vm.run(f"wget -qO- http://{FORBIDDEN.name}/", timeout_s=20).ok
-    assert stage.world.arrivals(FORBIDDEN) == []
-    assert stage.world.arrivals(PRIVATE) == []
-    assert stage.home.arrivals() == []

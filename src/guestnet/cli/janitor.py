@@ -1,8 +1,8 @@
-"""Two processes for one run as root, so that either cleans up after the other.
+"""Two processes for one run, so that either cleans up after the other.
 
-What root sets up stands in the machine's own namespace and outlives whoever did it. So the run
-itself is a child; its parent waits, and clears away what a killed child left. A child whose parent
-is killed ends its command, and then itself as ever.
+What root sets up stands in the machine's own namespace and outlives whoever did it, and so does
+anybody's socket file. So the run itself is a child; its parent waits, and clears away what a killed
+child left. A child whose parent is killed ends its command, and then itself as ever.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from .waiting import reaped, wait_for
 if TYPE_CHECKING:
     from ..host import Host
 
-#: Of state directories, which lie beside the daemon's run directory.
+#: Of directories for one run.
 _PREFIX = f"{directories.run_dir(False).name}-run-"
+_DATABASE = "guestnet.db"
 
 
 class Run:
-    """The child's side: a state directory for as long as it takes."""
+    """The child's side: a directory of this user's alone, for as long as it takes."""
 
-    def __init__(self, state_dir: Path, parent: int) -> None:
-        self.state_dir = state_dir
+    def __init__(self, directory: Path, parent: int) -> None:
+        #: Of root's state, and of a VMM's socket.
+        self.directory = directory
         self._parent = parent
         self.is_orphaned = False
 
     def done(self) -> None:
         """Everything is taken away; what is left of the directory is the parent's, if it lives."""
-        (self.state_dir / "guestnet.db").unlink()
+        (self.directory / _DATABASE).unlink(missing_ok=True)
         if self.is_orphaned:
-            shutil.rmtree(self.state_dir)
+            shutil.rmtree(self.directory)
 
     def watch(self, orphaned: Callable[[], None]) -> None:
         """Call `orphaned`, from another thread, when the parent has ended."""
@@ -56,23 +58,29 @@ class Run:
 def part() -> Run:
     """Go on as the child; the parent stays here and leaves with the child's status."""
     parent = os.pidfd_open(os.getpid())
-    state_dir = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directories.run_dir(False).parent))
+    directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_beside()))
     child = os.fork()
     if not child:
-        return Run(state_dir, parent)
+        return Run(directory, parent)
     os.close(parent)
     status = wait_for(child, lambda: reaped(child))
-    if (state_dir / "guestnet.db").exists():
-        _clear(state_dir)
-    shutil.rmtree(state_dir)
+    if (directory / _DATABASE).exists():
+        _clear(directory)
+    shutil.rmtree(directory)
     raise typer.Exit(status)
 
 
-def _clear(state_dir: Path) -> None:
+def _beside() -> Path | None:
+    """Where a daemon would have its run directory; without a session's, where the rest goes."""
+    parent = directories.run_dir(os.geteuid() != 0).parent
+    return parent if os.access(parent, os.W_OK) else None
+
+
+def _clear(directory: Path) -> None:
     """What a killed child left, which did not come to it itself."""
     from ..host import Host
 
-    with Host.open(state_dir) as host:
+    with Host.open(directory) as host:
         leave(host)
 
 

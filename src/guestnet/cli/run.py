@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json as codec
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import typer
 from ..errors import ConfigError, HostError
 from . import janitor, output, waiting
 from .context import Json
+from .words import Words
 
 if TYPE_CHECKING:
     from ..host import Host
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from .summary import Summary
 
 GUEST = "guest"
-#: Words of the command that are replaced; those of a VM, and those of any guest.
-_VM_WORDS = ("tap", "fd", "mac", "kernel_args")
-_WORDS = (*_VM_WORDS, "ipv4", "ipv6", "gateway", "gateway6")
-_WORD = re.compile("{(" + "|".join(_WORDS) + ")}")
 #: A command's last flows end within moments of it; so long is waited for what they were.
 SETTLE_S, SETTLE_MAX_S = 0.1, 2.0
 
@@ -60,20 +56,24 @@ def run(
 ) -> None:
     """Run a program, or a VM, in a network of its own; its status is ours.
 
-    In its arguments {tap}, {fd}, {mac}, {kernel_args}, {ipv4}, {ipv6}, {gateway} and {gateway6}
-    are replaced. With one of the first four the command is a VM's, and gets a TAP; otherwise it is
-    a program of this machine, whose network alone is the guest's.
+    In its arguments {tap}, {fd}, {stream}, {dgram}, {dgram_local}, {mac}, {kernel_args}, {mtu},
+    {ipv4}, {ipv6}, {gateway} and {gateway6} are replaced. With one of the first seven the command
+    is a VM's, and gets a TAP or a socket; otherwise it is a program of this machine, whose network
+    alone is the guest's.
     """
     if command[0] == "--":
         command = command[1:]
     if not command:
         raise ConfigError("command", "--", "name a command to run")
     del ctx
+    words = Words.read(command)
     waiting.block()
     text = _policy(allow or [], policy, report)
-    parent = None if rootless or os.geteuid() != 0 else janitor.part()
-    with _opened(parent) as host, _upkept(host):
-        status, summary, suggestion = _run(host, command, text, report, parent)
+    rootless = rootless or os.geteuid() != 0
+    # What ends with its process needs nobody to clear it away.
+    parent = janitor.part() if words.socket or not rootless else None
+    with _opened(rootless, parent) as host, _upkept(host):
+        status, summary, suggestion = _run(host, words, text, report, parent)
     _tell(summary, suggestion, status, as_json=json)
     raise typer.Exit(status)
 
@@ -93,8 +93,8 @@ def _policy(allow: Sequence[str], policy: str | None, report: bool) -> str:
 
 
 @contextlib.contextmanager
-def _opened(parent: janitor.Run | None) -> Iterator[Host]:
-    if parent is None:
+def _opened(rootless: bool, parent: janitor.Run | None) -> Iterator[Host]:
+    if rootless or parent is None:
         from ..kernel.rootless.process import Agent
 
         agent = Agent()  # it gets ready while we do
@@ -108,11 +108,12 @@ def _opened(parent: janitor.Run | None) -> Iterator[Host]:
     else:
         from ..host import Host
 
-        with Host.open(parent.state_dir) as host:
+        with Host.open(parent.directory) as host:
             try:
                 yield host
             finally:
                 janitor.leave(host)
+    if parent is not None:
         parent.done()
 
 
@@ -130,20 +131,20 @@ def _upkept(host: Host) -> Iterator[None]:
 
 
 def _run(
-    host: Host, command: list[str], policy: str, report: bool, parent: janitor.Run | None
+    host: Host, words: Words, policy: str, report: bool, parent: janitor.Run | None
 ) -> tuple[int, Summary, str | None]:
     """Attach, run, detach: returns the command's status and what was seen of it."""
     from .summary import Summary
 
-    is_vm = any(word in _VM_WORDS for part in command for word in _WORD.findall(part))
-    netns = None if is_vm else "new"
-    attachment = host.attach(GUEST, policy=policy, netns=netns)
+    netns = None if words.is_vm else "new"
+    transport = words.transport(parent.directory) if parent is not None else None
+    attachment = host.attach(GUEST, policy=policy, netns=netns, transport=transport)
     summary = Summary()
     watch = host.watch(GUEST)
     teller = threading.Thread(target=_gather, args=(watch, summary), daemon=True)
     teller.start()
     try:
-        status = _launched(host, command, attachment, is_vm, parent)
+        status = _launched(host, words, attachment, parent)
         suggestion = _settled(host) if report else None
     finally:
         # In this order: the gateway tells of flows that are open still when the guest goes.
@@ -162,19 +163,15 @@ def _gather(watch: Watch, summary: Summary) -> None:
 
 def _launched(
     host: Host,
-    command: list[str],
+    words: Words,
     attachment: Attachment,
-    is_vm: bool,
     parent: janitor.Run | None,
 ) -> int:
-    document = attachment.model_dump(mode="json")
-    words = _words(attachment, command)
-    argv = [_WORD.sub(lambda found: words[found[1]], part) for part in command]
     spec = {
-        "netns": host.namespace if is_vm else attachment.netns,
-        "attachment": None if is_vm else document,
-        "tap": attachment.tap if any("{fd}" in part for part in command) else None,
-        "argv": argv,
+        "netns": host.namespace if words.is_vm else attachment.netns,
+        "attachment": None if words.is_vm else attachment.model_dump(mode="json"),
+        "tap": attachment.tap if words.opens_tap else None,
+        "argv": words.replaced(attachment),
     }
     number = waiting.told_to_end()
     if number is not None:
@@ -198,26 +195,8 @@ def _launched(
         process.kill()
         process.wait()
     if reasons:
-        raise HostError("run", command[0], 0, f"the rootless site's process {reasons[0]}")
+        raise HostError("run", words.command[0], 0, f"the rootless site's process {reasons[0]}")
     return status if status >= 0 else waiting.SIGNALLED - status
-
-
-def _words(attachment: Attachment, command: Sequence[str]) -> dict[str, str]:
-    """What the words stand for."""
-    words = {
-        "tap": attachment.tap,
-        "mac": attachment.mac,
-        "fd": "{fd}",  # its number is known when it is opened
-        "ipv4": str(attachment.ipv4 or ""),
-        "ipv6": str(attachment.ipv6 or ""),
-        "gateway": str(attachment.gateway_ipv4 or ""),
-        "gateway6": str(attachment.gateway_ipv6 or ""),
-    }
-    if any("{kernel_args}" in part for part in command):
-        from ..vmm import render
-
-        words["kernel_args"] = render(attachment, "kernel-args").text
-    return words
 
 
 def _settled(host: Host) -> str:

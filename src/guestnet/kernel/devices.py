@@ -70,8 +70,9 @@ def _make_tap(route: NetlinkSocket, device: GuestDevice) -> None:
     except OSError as error:
         hint = {
             errno.ENOENT: "load the tun module (modprobe tun), or pass the device in",
-            errno.EACCES: "run as root, or give this user the device",
-            errno.EPERM: "run as root, or allow the device in this container",
+            errno.EACCES: f"as root: chmod 0666 {_TUN}, as most distributions have it, or "
+            f"setfacl -m u:USER:rw {_TUN}",
+            errno.EPERM: f"allow the device in this container (--device {_TUN})",
         }.get(error.errno or 0, "")
         raise HostError.from_os("open", _TUN, error, hint) from None
     try:
