@@ -54,3 +54,13 @@ def _remember(ctx: typer.Context, value: bool) -> bool:
 
 #: A parameter of every command that prints. `Context.json` has it too, for errors.
 Json = Annotated[bool, typer.Option("--json", callback=_remember, help="Print JSON, for programs.")]
+
+#: Parameters of commands that stay: descriptors of who started them (`kernel.caller`).
+ReadyFd = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Write a line to this descriptor when all is ready."),
+]
+ExitFd = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="End when the other end of this descriptor is closed."),
+]

@@ -12,7 +12,7 @@ import select
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,14 +55,18 @@ class Run:
         threading.Thread(target=wait, name="guestnet-janitor", daemon=True).start()
 
 
-def part() -> Run:
-    """Go on as the child; the parent stays here and leaves with the child's status."""
+def part(childs: Iterable[int]) -> Run:
+    """Go on as the child; the parent stays here and leaves with the child's status.
+
+    `childs` are descriptors that the parent has no part in.
+    """
     parent = os.pidfd_open(os.getpid())
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_beside()))
     child = os.fork()
     if not child:
         return Run(directory, parent)
-    os.close(parent)
+    for fd in (parent, *childs):
+        os.close(fd)
     status = wait_for(child, lambda: reaped(child))
     if (directory / _DATABASE).exists():
         _clear(directory)

@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import typer
 
 from ..client import NO_DAEMON, Api, error_from
-from ..errors import ConflictError, HostError, UnreachableError
+from ..errors import ConfigError, ConflictError, HostError, UnreachableError
+from ..kernel.caller import Caller
 from ..settings import Settings
 from . import output
-from .context import Json, of
+from .context import ExitFd, Json, ReadyFd, of
 
 #: Seconds for a start, which repairs what stands: 10,000 guests take about five.
 START_TIMEOUT_S = 120
@@ -52,11 +53,16 @@ def up(
     rootless: Annotated[
         bool, typer.Option("--rootless", help="In namespaces of its own, even as root.")
     ] = False,
+    ready_fd: ReadyFd = None,
+    exit_fd: ExitFd = None,
     json: Json = False,
 ) -> None:
     """Start the daemon; returns when it is ready."""
     context = of(ctx)
     context.rootless = context.rootless or rootless
+    for key, fd in (("ready_fd", ready_fd), ("exit_fd", exit_fd)):
+        if fd is not None and not foreground:
+            raise ConfigError(key, fd, "goes with --foreground: otherwise `up` itself returns")
 
     def load() -> Settings:
         return context.settings(site=site, socket_group=socket_group)
@@ -64,7 +70,7 @@ def up(
     if foreground:
         from ..daemon.serve import run
 
-        raise typer.Exit(run(load))
+        raise typer.Exit(run(load, caller=Caller(ready_fd, exit_fd)))
     settings = load()
     about = _running(settings)
     started = about is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as codec
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, HostError
+from ..kernel.caller import Caller
 from . import janitor, output, waiting
-from .context import Json
+from .context import ExitFd, Json, ReadyFd
 from .words import Words
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .summary import Summary
 
 GUEST = "guest"
+#: How long a command may take to end whose caller hung up; it cannot be asked again.
+GRACE_S = 10.0
 #: A command's last flows end within moments of it; so long is waited for what they were.
 SETTLE_S, SETTLE_MAX_S = 0.1, 2.0
 
@@ -52,6 +56,8 @@ def run(
     report: Annotated[
         bool, typer.Option("--report", help="Stop nothing, and suggest a policy at the end.")
     ] = False,
+    ready_fd: ReadyFd = None,
+    exit_fd: ExitFd = None,
     json: Json = False,
 ) -> None:
     """Run a program, or a VM, in a network of its own; its status is ours.
@@ -66,14 +72,14 @@ def run(
     if not command:
         raise ConfigError("command", "--", "name a command to run")
     del ctx
-    words = Words.read(command)
+    words, caller = Words.read(command), Caller(ready_fd, exit_fd)
     waiting.block()
     text = _policy(allow or [], policy, report)
     rootless = rootless or os.geteuid() != 0
     # What ends with its process needs nobody to clear it away.
-    parent = janitor.part() if words.socket or not rootless else None
+    parent = janitor.part(caller.fds) if words.socket or not rootless else None
     with _opened(rootless, parent) as host, _upkept(host):
-        status, summary, suggestion = _run(host, words, text, report, parent)
+        status, summary, suggestion = _run(host, words, text, report, parent, caller)
     _tell(summary, suggestion, status, as_json=json)
     raise typer.Exit(status)
 
@@ -131,7 +137,7 @@ def _upkept(host: Host) -> Iterator[None]:
 
 
 def _run(
-    host: Host, words: Words, policy: str, report: bool, parent: janitor.Run | None
+    host: Host, words: Words, policy: str, report: bool, parent: janitor.Run | None, caller: Caller
 ) -> tuple[int, Summary, str | None]:
     """Attach, run, detach: returns the command's status and what was seen of it."""
     from .summary import Summary
@@ -144,7 +150,7 @@ def _run(
     teller = threading.Thread(target=_gather, args=(watch, summary), daemon=True)
     teller.start()
     try:
-        status = _launched(host, words, attachment, parent)
+        status = _launched(host, words, attachment, parent, caller)
         suggestion = _settled(host) if report else None
     finally:
         # In this order: the gateway tells of flows that are open still when the guest goes.
@@ -166,6 +172,7 @@ def _launched(
     words: Words,
     attachment: Attachment,
     parent: janitor.Run | None,
+    caller: Caller,
 ) -> int:
     spec = {
         "netns": host.namespace if words.is_vm else attachment.netns,
@@ -173,9 +180,10 @@ def _launched(
         "tap": attachment.tap if words.opens_tap else None,
         "argv": words.replaced(attachment),
     }
-    number = waiting.told_to_end()
+    number = signal.SIGTERM if caller.is_gone() else waiting.told_to_end()
     if number is not None:
         raise typer.Exit(waiting.SIGNALLED + number)
+    caller.tell_ready()
     process = subprocess.Popen(
         [sys.executable, "-I", "-m", "guestnet.cli.launch", codec.dumps(spec)],
         close_fds=False,  # what the caller left open is for the command
@@ -186,7 +194,13 @@ def _launched(
         reasons.append(reason)
         process.kill()
 
+    def hung_up() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # which goes on to it
+        time.sleep(GRACE_S)
+        process.kill()
+
     host.watch_site(lost)
+    caller.watch(hung_up)
     if parent is not None:
         parent.watch(process.kill)
     try:

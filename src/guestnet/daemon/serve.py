@@ -17,6 +17,7 @@ import uvicorn
 
 from ..errors import GuestnetError, HostError
 from ..host import Host
+from ..kernel.caller import Caller
 from ..model import NetworkSpec
 from ..settings import Settings
 from .app import create_app
@@ -35,8 +36,10 @@ GRACE_S = 10
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def run(load: Callable[[], Settings], *, report_fd: int | None = None) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status.
+def run(
+    load: Callable[[], Settings], *, report_fd: int | None = None, caller: Caller | None = None
+) -> int:
+    """Serve until SIGTERM or SIGINT, or until `caller` hangs up; returns the exit status.
 
     How the start went is written to `report_fd` as one JSON document: `{"ready": true, …}` or an
     error's. The process holds its end of that descriptor until then, so that a crash shows too.
@@ -44,8 +47,10 @@ def run(load: Callable[[], Settings], *, report_fd: int | None = None) -> int:
     _log_to_stderr()
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
+    caller = caller or Caller()
+    caller.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
-        serve(load(), report_fd)
+        serve(load(), report_fd, caller)
     except GuestnetError as error:
         logger.error("%s", error)
         _report(report_fd, fault(error))
@@ -53,7 +58,7 @@ def run(load: Callable[[], Settings], *, report_fd: int | None = None) -> int:
     return 0
 
 
-def serve(settings: Settings, report_fd: int | None) -> None:
+def serve(settings: Settings, report_fd: int | None, caller: Caller) -> None:
     """Serve with these settings until told to stop."""
     networks = settings.networks
     with contextlib.ExitStack() as stack:
@@ -87,6 +92,7 @@ def serve(settings: Settings, report_fd: int | None) -> None:
             logger.info("serving on %s, state in %s", settings.socket, settings.state_dir)
             notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=serving on {settings.socket}")
             _report(report_fd, {"ready": True, **about.model_dump()})
+            caller.tell_ready()
 
         server = _Server(host, about, ready)
         host.watch_site(server.site_lost)
