@@ -125,6 +125,28 @@ def test_the_summary_for_people(stage: Stage) -> None:
     assert FORBIDDEN.name in denied[0]
 
 
+def test_a_namespace_guest_from_nothing_and_back(stage: Stage) -> None:
+    """In one run: what is allowed in both families, what is not, and all of it told."""
+    script = (
+        "getent ahosts $0 | cut -d' ' -f1 | sort -u; "
+        "for v in 4 6; do curl -$v -sS -m 30 http://$0/ || exit; done; "
+        'for target in "$@"; do curl -g -sS -m 30 $target && exit 1; done; true'
+    )
+    refused = [f"http://{FORBIDDEN.name}/", *(url(FORBIDDEN, version) for version in (4, 6))]
+    done, told = stage.told("--allow", NAME, "--", "sh", "-c", script, NAME, *refused)
+    assert done.returncode == 0, done.stderr
+    *addresses, fourth, sixth = done.stdout.splitlines()
+    assert set(addresses) == {str(address) for address in ALLOWED.addresses}
+    assert [json.loads(page)["server"] for page in (fourth, sixth)] == ["allowed"] * 2
+    seen = {(d["verdict"], d["kind"], d["address"] or d["name"]) for d in told["decisions"]}
+    for address in ALLOWED.addresses:
+        assert ("allow", "flow", str(address)) in seen
+    for peer in FORBIDDEN.addresses:
+        assert ("deny", "flow", str(peer)) in seen
+    assert ("deny", "dns", FORBIDDEN.name) in seen
+    assert stage.world.arrivals(FORBIDDEN) == []
+
+
 @BOTH
 def test_rules_by_address_are_relayed_as_well(stage: Stage, version: int) -> None:
     policy = f"allow@dns,allow@{ALLOWED.ipv4}:tcp:80,allow@[{ALLOWED.ipv6}]:tcp:80"

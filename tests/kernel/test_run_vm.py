@@ -124,18 +124,24 @@ def test_without_a_session_it_is_among_temporary_files(stage: Stage, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("whom", ["parent", "child", "command"])
-@pytest.mark.parametrize("who", ["user", "root"])
+@pytest.mark.parametrize(
+    ("who", "whom"),
+    [(who, whom) for who in ("user", "root") for whom in ("parent", "child", "command")]
+    + [("user", "agent")],
+)
 def test_kill_9_leaves_no_socket(stage: Stage, who: str, whom: str) -> None:
     process = started(stage, who, "--", *vmm("dgram", "stay"))
     assert process.stdout is not None
     where = Path(process.stdout.readline().decode().split()[0])
     assert process.stdout.readline() == b"True True\n"
     (child,) = processes.children(process.pid)
-    victims = {"parent": process.pid, "child": child}
-    os.kill(victims.get(whom) or the_command(process.pid), signal.SIGKILL)
+    victims = {"parent": process.pid, "child": child, "command": the_command(process.pid)}
+    victim = victims.get(whom) or find(stage, "rootless.agent", below=process.pid)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
     process.communicate(timeout=PATIENCE_S)
-    assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    ended = {"parent": -signal.SIGKILL, "agent": 7}.get(whom, 128 + signal.SIGKILL)
+    assert process.returncode == ended
     eventually(lambda: not where.exists())
     eventually(lambda: left(stage) == "")
 
@@ -148,6 +154,20 @@ def the_command(run: int) -> int:
         run = (launch or sorted(below))[-1]
         below = processes.children(run)
     return run
+
+
+def test_a_path_that_is_too_long_for_a_socket(stage: Stage) -> None:
+    directory = stage.user.home / "run" / ("d" * 90)
+    directory.mkdir()
+    os.chown(directory, stage.user.uid, stage.user.uid)
+    environ = {"XDG_RUNTIME_DIR": str(directory)}
+    process = stage.popen("--", *vmm("stream"), environ=environ, stderr=subprocess.PIPE)
+    _out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert f"{directory}/guestnet-run-" in err.decode()
+    assert "at most 107 bytes" in err.decode()
+    assert list(directory.iterdir()) == []
+    directory.rmdir()
 
 
 def test_words_that_contradict_each_other(stage: Stage) -> None:
@@ -231,7 +251,7 @@ def booted(stage: Stage, the_image: Image, way: str) -> Iterator[tuple[qemu.Gues
 
 
 def fetch(vm: qemu.Guest, target: str, name: str = NAME) -> qemu.Result:
-    return vm.run(f"wget -qO- --header 'Host: {name}' '{target}'", timeout_s=20)
+    return vm.run(f"timeout 10 wget -qO- --header 'Host: {name}' '{target}'", timeout_s=20)
 
 
 @pytest.mark.guest

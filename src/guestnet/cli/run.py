@@ -63,9 +63,10 @@ def run(
     """Run a program, or a VM, in a network of its own; its status is ours.
 
     In its arguments {tap}, {fd}, {stream}, {dgram}, {dgram_local}, {mac}, {kernel_args}, {mtu},
-    {ipv4}, {ipv6}, {gateway} and {gateway6} are replaced. With one of the first seven the command
-    is a VM's, and gets a TAP or a socket; otherwise it is a program of this machine, whose network
-    alone is the guest's.
+    {ipv4}, {ipv6}, {gateway} and {gateway6} are replaced, and {stream+vnet} and {dgram+vnet}, which
+    have a virtio header. With one of the first seven, or of the last two, the command is a VM's,
+    and gets a TAP or a socket; otherwise it is a program of this machine, whose network alone is
+    the guest's.
     """
     if command[0] == "--":
         command = command[1:]
