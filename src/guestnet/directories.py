@@ -24,14 +24,20 @@ def run_dir(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path:
     """Socket, pid and log."""
     if not rootless:
         return Path("/run") / _NAME
+    session = session_dir(environ)
+    return session / _NAME if session is not None else state_dir(rootless, environ) / "run"
+
+
+def session_dir(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where a user's sockets go that end with their session.
+
+    Without one of systemd's there is none: a service, a container, su.
+    """
     given = environ.get("XDG_RUNTIME_DIR", "")
     if given.startswith("/"):
-        return Path(given) / _NAME
-    # Without a session of systemd's there is none: a service, a container, su.
+        return Path(given)
     usual = Path("/run/user") / str(os.geteuid())
-    if os.access(usual, os.W_OK):
-        return usual / _NAME
-    return state_dir(rootless, environ) / "run"
+    return usual if os.access(usual, os.W_OK) else None
 
 
 def config_file(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path:

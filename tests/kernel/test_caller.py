@@ -254,6 +254,21 @@ def test_a_daemon_in_the_foreground(stage: Stage, who: str, tmp_path: Path) -> N
     ends.close()
 
 
+def test_a_daemon_whose_starter_is_gone_already(stage: Stage) -> None:
+    """Unwinds, however far it came."""
+    ours, theirs = socket.socketpair()
+    ours.close()
+    command = ["up", "--foreground", "--exit-fd", str(theirs.fileno())]
+    process = stage.user.popen(
+        [sys.executable, "-P", "-m", "guestnet.cli", *command],
+        pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    theirs.close()
+    assert process.wait(PATIENCE_S) == 0
+    eventually(lambda: not stage.user.processes())
+    assert not list(stage.user.home.rglob("*.sock"))
+
+
 def test_a_daemon_in_the_background_takes_none(stage: Stage) -> None:
     done = stage.user.guestnet("up", "--exit-fd", "5")
     assert done.returncode == 2

@@ -112,16 +112,15 @@ def test_a_socket_of_its_own(stage: Stage, who: str, word: str) -> None:
     assert Path(where).parent == (stage.user.home / "run" if who == "user" else Path("/run"))
 
 
-def test_without_a_session_it_is_among_temporary_files(stage: Stage, tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    environ = {"XDG_RUNTIME_DIR": "", "TMPDIR": str(tmp_path)}
-    for path in (tmp_path, *tmp_path.parents):
-        path.chmod(path.stat().st_mode | 0o1)
+@pytest.mark.parametrize("session", ["", "/nowhere"])
+def test_without_a_session_it_is_among_temporary_files(stage: Stage, session: str) -> None:
+    (temporary := stage.user.home / "tmp").mkdir(exist_ok=True)
+    os.chown(temporary, stage.user.uid, stage.user.uid)
+    environ = {"XDG_RUNTIME_DIR": session, "TMPDIR": str(temporary)}
     process = stage.popen("--", *vmm("dgram"), environ=environ, stdout=subprocess.PIPE)
     out, _err = process.communicate(timeout=PATIENCE_S)
-    where = Path(out.decode().split()[0])
-    assert where.parent == tmp_path
-    assert list(tmp_path.iterdir()) == []
+    assert Path(out.decode().split()[0]).parent == temporary
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,11 @@ def part(childs: Iterable[int]) -> Run:
 
 
 def _beside() -> Path | None:
-    """Where a daemon would have its run directory; without a session's, where the rest goes."""
-    parent = directories.run_dir(os.geteuid() != 0).parent
-    return parent if os.access(parent, os.W_OK) else None
+    """Where such directories are; None is among temporary files."""
+    if os.geteuid() == 0:
+        return directories.run_dir(False).parent
+    session = directories.session_dir()
+    return session if session is not None and os.access(session, os.W_OK) else None
 
 
 def _clear(directory: Path) -> None:
