@@ -150,7 +150,7 @@ def _ruleset(site: Site, ledger: Ledger) -> Iterator[Finding]:
 
 
 def _foreign(site: Site, ledger: Ledger) -> Iterator[Finding]:
-    chains = site.foreign_filters()
+    chains = site.foreign.find()
     wanted = 2 * len(ledger.foreign_patterns())
     for chain in chains:
         if len(chain.ours) >= wanted:
@@ -169,7 +169,7 @@ def _forwarding(site: Site, ledger: Ledger) -> Iterator[Finding]:
     if not ledger.networks:
         return
     switches = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
-    off = [key for key in switches if site.sysctl(key) == "0"]
+    off = [key for key in switches if site.sysctls.read(key) == "0"]
     versions = {pool.version for n in ledger.networks.values() for pool in n.pools}
     off = [key for key in off if (4 if key.startswith("ipv4") else 6) in versions]
     if off:
@@ -180,7 +180,7 @@ def _forwarding(site: Site, ledger: Ledger) -> Iterator[Finding]:
 
 def _bridge_filter(site: Site, ledger: Ledger) -> Iterator[Finding]:
     del ledger
-    if site.sysctl("bridge/bridge-nf-call-iptables") == "1":
+    if site.sysctls.read("bridge/bridge-nf-call-iptables") == "1":
         yield _warning(
             "bridge filter",
             "bridge-nf-call-iptables is on: bridged frames meet IP firewalls too",
@@ -190,7 +190,7 @@ def _bridge_filter(site: Site, ledger: Ledger) -> Iterator[Finding]:
 
 def _conntrack(site: Site, ledger: Ledger) -> Iterator[Finding]:
     del ledger
-    text = site.sysctl("netfilter/nf_conntrack_max") or site.sysctl("nf_conntrack_max")
+    text = site.sysctls.read("netfilter/nf_conntrack_max") or site.sysctls.read("nf_conntrack_max")
     if text is None:
         yield _warning("conntrack", "not loaded yet", "it loads with the first network")
     elif int(text) < _CONNTRACK_SMALL:
@@ -205,7 +205,7 @@ def _conntrack(site: Site, ledger: Ledger) -> Iterator[Finding]:
 
 def _egress(site: Site, ledger: Ledger) -> Iterator[Finding]:
     for name, network in sorted(ledger.networks.items()):
-        missing = [device for device in network.egress if site.mtu(device) is None]
+        missing = [device for device in network.egress if site.outlook.mtu(device) is None]
         if missing:
             yield _error(
                 "egress",
@@ -223,7 +223,7 @@ def _egress(site: Site, ledger: Ledger) -> Iterator[Finding]:
 
 
 def _overlaps(site: Site, ledger: Ledger) -> Iterator[Finding]:
-    used = site.surroundings().used
+    used = site.outlook.surroundings().used
     for each in ledger.attachments():
         for address in each.addresses:
             for network, reason in used:

@@ -72,7 +72,7 @@ class Explainer:
     def _around(self) -> Places:
         """The machine's addresses, and where guests' are."""
         return Places(
-            host=self._site.surroundings().addresses,
+            host=self._site.outlook.surroundings().addresses,
             # What one network's pool leaves out may be another's pool.
             guests=tuple(
                 part for places in self._ledger.network_places() for part in places.counted
@@ -156,7 +156,7 @@ class Explainer:
                 # Nobody said this name: all that lead there will have to agree (`decide_pinned`).
                 found.append((protocol, port, address, names.get(address, [])))
         for own in attachment.addresses:
-            for peer, number, port in self._site.seen(own):
+            for peer, number, port in self._site.counts.seen(own):
                 protocol = NUMBERED.get(number, Protocol.ANY)
                 found.append((protocol, port, peer, names.get(peer, [""])))
         flows = []
@@ -313,7 +313,8 @@ class Explainer:
         """Whether a flow is the gateway's to take, whatever it is."""
         if not self._site.relays_all or way is not Direction.EGRESS:
             return False
-        return peer not in self._site.surroundings().addresses and not self._ledger.is_gateway(peer)
+        host = self._site.outlook.surroundings().addresses
+        return peer not in host and not self._ledger.is_gateway(peer)
 
     @staticmethod
     def _relayed(kind: Protocol, peer: Address, allowed: Verdict, places: Places) -> Verdict:
@@ -335,7 +336,7 @@ class Explainer:
     def _leaving(self, attachment: Attachment, peer: Address, allowed: Verdict) -> Verdict:
         """Allowed packets leave by an egress interface of the network, or not at all."""
         egress = self._ledger.network(attachment.network).egress
-        way = self._site.way_to(peer)
+        way = self._site.outlook.way_to(peer)
         devices = way.devices if way is not None else ()
         if way is not None and not way.is_unicast:
             return Verdict(

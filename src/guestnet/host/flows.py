@@ -89,7 +89,7 @@ class Flows:
 
     def start(self) -> None:
         """Begin to hear. What was left out before is not told any more."""
-        for address, count in self._site.left_out_so_far().items():
+        for address, count in self._site.counts.left_out_so_far().items():
             holder = self._ledger.last_holder_of_address(address)
             if holder is not None:
                 self._counts_of(holder.guest).by_kernel += count
@@ -272,7 +272,7 @@ class Flows:
         if counts.asked_at != int(decision.time):
             # Once in a second in which it is told of: more often nobody would read it.
             counts.asked_at = int(decision.time)
-            left_out = self._site.left_out(attachment)
+            left_out = self._site.counts.left_out(attachment)
             counts.omitted += max(0, left_out - counts.by_kernel)
             counts.by_kernel = max(left_out, counts.by_kernel)
         omitted = counts.omitted + self._lost

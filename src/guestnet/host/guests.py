@@ -106,7 +106,7 @@ class Guests:
             raise
         self._ledger.add(self._bring_up(lease, attachment, policy))
         if not attachment.tap.startswith(DEVICE_PREFIX):
-            self._site.accept_in_foreign_filters(self._ledger.foreign_patterns())
+            self._site.foreign.accept(self._ledger.foreign_patterns())
         return attachment
 
     def _network(self, name: str) -> LiveNetwork:

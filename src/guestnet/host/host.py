@@ -294,9 +294,9 @@ class Host:
         """
         attachments = [lease.attachment for lease in leases if lease.attachment is not None]
         self._site.delete_retired([attachment.tap for attachment in attachments])
-        self._site.forget_flows([address for each in attachments for address in each.addresses])
+        self._site.conntrack.forget([address for each in attachments for address in each.addresses])
         self._flows.settle()
-        self._site.forget_counts(attachments)
+        self._site.counts.forget(attachments)
         self._pins.forget(attachments)
         with self._lock:
             self._leases.release(leases)
@@ -352,7 +352,7 @@ class Host:
         """A guest's traffic counters; zeros where its device is gone."""
         attachment = self.attachment(guest)
         device = self._site.device(attachment.tap)
-        refused = self._site.refused(attachment)
+        refused = self._site.counts.refused(attachment)
         # What the host's end sends the guest receives.
         return Usage(
             guest=guest,
@@ -412,7 +412,7 @@ class Host:
 
     def counters(self) -> dict[str, int]:
         """Packets refused and dropped on this machine so far, by `family/reason`."""
-        return self._site.counters()
+        return self._site.counts.by_reason()
 
     def reconcile(self) -> Repairs:
         """Compare the kernel with the store and put right what differs; says what that was."""

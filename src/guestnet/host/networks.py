@@ -42,7 +42,7 @@ class Networks:
         if known is not None:
             check_same_network(wanted, known.spec)
             return known
-        check_free(wanted, self._site.surroundings().used, self._ledger.networks.values())
+        check_free(wanted, self._site.outlook.surroundings().used, self._ledger.networks.values())
         self._flows.reconsider()
         network = self._ledger.enter(self._store.add_network(self._resolved(wanted)))
         try:
@@ -59,8 +59,8 @@ class Networks:
     def _resolved(self, spec: NetworkSpec) -> NetworkSpec:
         """Fill in what depends on the machine, and stays: the MTU."""
         sizes = []
-        for name in self._site.egress(spec.egress):
-            size = self._site.mtu(name)
+        for name in self._site.outlook.egress(spec.egress):
+            size = self._site.outlook.mtu(name)
             if size is None:
                 raise ConfigError("egress", name, "there is no such interface")
             sizes.append(size)

@@ -40,7 +40,7 @@ class Pins:
             for element, lifetime_s in elements.items():
                 together[element] = max(lifetime_s, together.get(element, 0))
         try:
-            self._site.pin(together)
+            self._site.pins.add(together)
         except HostError as error:
             if len(reports) == 1:
                 logger.warning("pins of %r: %s", reports[0][0].guest, error)
@@ -79,9 +79,9 @@ class Pins:
                 continue
             for place in (at for at, other in enumerate(new.rules) if other == rule):
                 for guest in attachment.addresses:
-                    peers = self._site.pinned(policy_id(old), index, guest)
+                    peers = self._site.pins.peers(policy_id(old), index, guest)
                     pins = [pin_element(policy_id(new), place, guest, peer) for peer in peers]
-                    self._site.pin(dict.fromkeys(pins, CARRIED_S))
+                    self._site.pins.add(dict.fromkeys(pins, CARRIED_S))
                     name = FlowName(rule.target.name, verified=True)
                     carried.update(dict.fromkeys(peers, name))
         return carried
@@ -91,4 +91,4 @@ class Pins:
         for each in attachments:
             rules = pinning_rules(each.policy)
             if rules:
-                self._site.unpin(id_of(each.policy), rules, each.addresses)
+                self._site.pins.remove(id_of(each.policy), rules, each.addresses)

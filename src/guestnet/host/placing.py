@@ -78,7 +78,7 @@ class Placer:
         if place.gateway_ipv4 is not None:
             asked.append(place.gateway_ipv4)
         for address in asked:
-            way = self._site.way_to(address)
+            way = self._site.outlook.way_to(address)
             if way is not None and way.destination.prefixlen >= WIDEST_USED_PREFIX:
                 self._note_used(way.destination, way.words)
                 return True
@@ -91,7 +91,7 @@ class Placer:
     def skip_used(self) -> None:
         """Look up what the host uses, leave it out of every pool, and tell the ruleset."""
         before = [network.holes for network in self._ledger.networks.values()]
-        around = self._site.surroundings()
+        around = self._site.outlook.surroundings()
         for network in self._ledger.networks.values():
             network.skip(around.used, self._ledger.bridge_subnets())
         if before != [network.holes for network in self._ledger.networks.values()]:

@@ -130,8 +130,8 @@ class Policies:
             name = names.get(flow.destination)
             return flow.is_redirected or explainer.allows(attachment, flow, name)
 
-        flows = self._site.flows_of(attachment.addresses)
-        self._site.delete_flows([each for each in flows if not keep(each.flow)])
+        flows = self._site.conntrack.find(attachment.addresses)
+        self._site.conntrack.delete([each for each in flows if not keep(each.flow)])
 
 
 def _less(some: Sequence[Element], others: Sequence[Element]) -> tuple[Element, ...]:

@@ -108,7 +108,7 @@ class Relays:
             handed = Handed.open(doorways, self._site.netns_fd)
             try:
                 self._ledger.doors = handed.doorways[0].ports
-                places = self._ledger.places(self._site.surroundings().addresses)
+                places = self._ledger.places(self._site.outlook.surroundings().addresses)
                 self._site.perform([SetPlaces(places)])
             except BaseException:
                 self._ledger.doors = None
@@ -124,7 +124,7 @@ class Relays:
         own: list[Address | None] = [attachment.gateway_ipv4, attachment.gateway_ipv6]
         if self._site.is_apart:
             # Nobody is at home at the gateway's addresses: they are in another namespace.
-            own = sorted(self._site.surroundings().addresses, key=str)
+            own = sorted(self._site.outlook.surroundings().addresses, key=str)
         host = [each for each in own if each is not None and not each.is_link_local]
         gateway.set_guest(attachment, network.egress, synthetic=synthetic, host=host)
 
@@ -140,7 +140,7 @@ class Relays:
         gateway.set_network(spec, upstreams, relays_all=self._site.relays_all)
 
     def _tell_places(self, gateway: Gateway) -> None:
-        host = {*self._site.surroundings().addresses, *self._ledger.gateways()}
+        host = {*self._site.outlook.surroundings().addresses, *self._ledger.gateways()}
         counted = [part for each in self._ledger.network_places() for part in each.counted]
         self._pins.places = Places(host=frozenset(host), guests=tuple(counted))
         gateway.set_places(sorted(host, key=str), counted)

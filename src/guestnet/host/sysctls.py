@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 
 from ..kernel.interface import Site
+from ..kernel.sysctl import Change
 from ..store import Store
 
 _NOTE = "sysctl-before"
 
 
-class Sysctls:
-    """Changes settings, by their paths below net/, and remembers their former values."""
+class SysctlChanges:
+    """Changes of settings, by their paths below net/, that remember the former values."""
 
     def __init__(self, store: Store, site: Site) -> None:
         self._store = store
@@ -23,16 +24,17 @@ class Sysctls:
         found = json.loads(self._store.note(_NOTE) or "{}")
         return {str(key): str(value) for key, value in found.items()}
 
-    def change(self, changes: Mapping[str, tuple[str, str | None]]) -> None:
+    def make(self, changes: Mapping[str, Change]) -> None:
         """Make changes (former, wanted); where None is wanted, the value is noted only."""
         if not changes:
             return
         # Noted first: whatever happens in between, the former values are known.
         former = {key: before for key, (before, _wanted) in changes.items()}
         self._store.take_note(_NOTE, json.dumps({**former, **self.former()}))
-        self._site.set_sysctls({k: new for k, (_before, new) in changes.items() if new is not None})
+        wanted = {key: new for key, (_before, new) in changes.items() if new is not None}
+        self._site.sysctls.write(wanted)
 
-    def restore(self) -> None:
+    def undo(self) -> None:
         """Give all that were changed their former values back."""
-        self._site.restore_sysctls(self.former())
+        self._site.sysctls.restore(self.former())
         self._store.take_note(_NOTE, "{}")

@@ -16,7 +16,7 @@ from .leases import Leases, is_there
 from .ledger import Ledger
 from .marker import marker
 from .network import Address
-from .sysctls import Sysctls
+from .sysctls import SysctlChanges
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Upkeep:
         self._store = store
         self._site = site
         self._leases = leases
-        self._sysctls = Sysctls(store, site)
+        self._sysctls = SysctlChanges(store, site)
 
     def reconcile(self) -> Repairs:
         """Compare what stands with what must stand and put it right; says what was done."""
@@ -40,7 +40,7 @@ class Upkeep:
             network.forget_noted()
         self._follow_egress()
         self._follow_resolvers()
-        around = self._site.surroundings()
+        around = self._site.outlook.surroundings()
         for network in self._ledger.networks.values():
             network.skip(around.used, self._ledger.bridge_subnets())
         self._enable_forwarding()
@@ -50,10 +50,10 @@ class Upkeep:
         steps = repair(desired, seen)
         failures = self._perform(steps)
         # Only now: these come with connection tracking, and that with our rules.
-        self._sysctls.change(self._site.accounting_changes())
+        self._sysctls.make(self._site.sysctls.accounting_changes())
         if not seen.chains:
             # What began while our tables were gone met no policy: it must not go on as established.
-            self._site.forget_flows(list(self._ledger.addresses()))
+            self._site.conntrack.forget(list(self._ledger.addresses()))
         self._accept_in_foreign_filters()
         words = [str(step) for step in steps if not isinstance(step, SetPlaces)]
         return Repairs(steps=(*gone, *words, *failures))
@@ -65,10 +65,10 @@ class Upkeep:
         if not (devices or seen.chains or self._sysctls.former()):
             return Repairs()
         self._site.delete_retired(devices)
-        self._site.accept_in_foreign_filters(())
+        self._site.foreign.accept(())
         self._site.remove_tables()
         self._site.steer(wanted=False)
-        self._sysctls.restore()
+        self._sysctls.undo()
         return Repairs(steps=("leave the machine as it was before the first network",))
 
     def _perform(self, steps: tuple[Step, ...]) -> list[str]:
@@ -114,7 +114,7 @@ class Upkeep:
         networks = self._ledger.networks.values()
         versions = {pool.version for network in networks for pool in network.pools}
         egress = tuple(dict.fromkeys(name for network in networks for name in network.egress))
-        self._sysctls.change(self._site.forwarding_changes(egress, sorted(versions)))
+        self._sysctls.make(self._site.sysctls.forwarding_changes(egress, sorted(versions)))
 
     def _steer(self) -> None:
         """Have datagrams delivered here that are for others, where some are taken over."""
@@ -124,7 +124,7 @@ class Upkeep:
 
     def _accept_in_foreign_filters(self) -> None:
         """Let guests through forward filters of other tools that would drop them."""
-        self._site.accept_in_foreign_filters(self._ledger.foreign_patterns())
+        self._site.foreign.accept(self._ledger.foreign_patterns())
 
     def follow(self) -> bool:
         """Follow default routes, resolvers and other tools' filters; see that our tables stand.
@@ -142,7 +142,7 @@ class Upkeep:
             # An uplink that appeared has settings of its own (accept_ra).
             self._enable_forwarding()
         if egress or resolvers:
-            around = self._site.surroundings()
+            around = self._site.outlook.surroundings()
             self._site.perform([SetPlaces(self._ledger.places(around.addresses))])
         self._accept_in_foreign_filters()
         return False
@@ -150,7 +150,7 @@ class Upkeep:
     def _follow_egress(self) -> bool:
         changed = False
         for network in self._ledger.networks.values():
-            egress = self._site.egress(network.spec.egress)
+            egress = self._site.outlook.egress(network.spec.egress)
             changed = changed or egress != network.egress
             network.egress = egress
         return changed

@@ -1,4 +1,4 @@
-"""Forgetting the flows of an address (ctnetlink, linux/netfilter/nfnetlink_conntrack.h).
+"""Connection tracking: the flows of an address (ctnetlink, linux/netfilter/nfnetlink_conntrack.h).
 
 An address must not be handed on with its old flows: packets of a former guest's peers would reach
 the next one as "established".
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -59,29 +60,53 @@ class Entry:
     key: bytes
 
 
-def find(netfilter: NetlinkSocket, addresses: Collection[Address]) -> list[Entry]:
-    """Every entry in which one of the addresses takes part.
+class Conntrack:
+    """The table of flows of the namespace in which this was made. Thread-safe.
 
-    One pass over the table for all of them. A flow's parties are its original source and the
-    source of its replies, whatever was translated on the way.
+    It has a socket and a lock of its own: a table of many flows takes a while to look through.
     """
-    found = []
-    for family, version in ((_AF_INET, 4), (_AF_INET6, 6)):
-        wanted = frozenset(a.packed for a in addresses if a.version == version)
-        if not wanted:
-            continue
-        for _kind, answer in netfilter.dump(_message(_GET, family, b"", "conntrack list")):
-            key = _match(answer, wanted)
-            if key is not None:
-                found.append(Entry(_tracked(answer, version), family, key))
-    return found
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._netfilter = NetlinkSocket(nl.NETLINK_NETFILTER)
 
-def delete(netfilter: NetlinkSocket, entries: Sequence[Entry]) -> None:
-    """Delete entries; one that is gone already is no error."""
-    for start in range(0, len(entries), _BATCH):
-        part = entries[start : start + _BATCH]
-        netfilter.request([_message(_DELETE, e.family, e.key, "conntrack delete") for e in part])
+    def close(self) -> None:
+        """Close the socket."""
+        self._netfilter.close()
+
+    def find(self, addresses: Collection[Address]) -> list[Entry]:
+        """Every entry in which one of the addresses takes part.
+
+        One pass over the table for all of them. A flow's parties are its original source and the
+        source of its replies, whatever was translated on the way.
+        """
+        with self._lock:
+            return list(self._entries(addresses))
+
+    def delete(self, entries: Sequence[Entry]) -> None:
+        """Delete entries; one that is gone already is no error."""
+        with self._lock:
+            for start in range(0, len(entries), _BATCH):
+                part = entries[start : start + _BATCH]
+                self._netfilter.request(
+                    [_message(_DELETE, e.family, e.key, "conntrack delete") for e in part]
+                )
+
+    def forget(self, addresses: Collection[Address]) -> None:
+        """Delete the entries of addresses: who gets one next begins without them."""
+        self.delete(self.find(addresses))
+
+    def _entries(self, addresses: Collection[Address]) -> Iterator[Entry]:
+        for family, version in ((_AF_INET, 4), (_AF_INET6, 6)):
+            wanted = frozenset(a.packed for a in addresses if a.version == version)
+            if not wanted:
+                continue
+            for _kind, answer in self._netfilter.dump(
+                _message(_GET, family, b"", "conntrack list")
+            ):
+                key = _match(answer, wanted)
+                if key is not None:
+                    yield Entry(_tracked(answer, version), family, key)
 
 
 def _tracked(answer: bytes, version: int) -> Tracked:

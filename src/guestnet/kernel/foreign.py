@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,54 +43,62 @@ class ForeignChain:
 
 
 class ForeignFilters:
-    """Finds such chains, and keeps our accepts in them."""
+    """Finds such chains, and keeps our accepts in them.
 
-    def __init__(self, nft: Nft) -> None:
+    Thread-safe, by the lock of whoever else uses this `Nft`.
+    """
+
+    def __init__(self, nft: Nft, lock: threading.RLock) -> None:
         self._nft = nft
+        self._lock = lock
 
     def find(self) -> list[ForeignChain]:
         """Forward chains of others whose end is a drop or reject."""
-        listed = json.loads(self._nft.read("list chains", about="chains"))["nftables"]
-        found = []
-        for entry in listed:
-            chain = entry.get("chain")
-            if chain is None or not _is_forward_filter(chain):
-                continue
-            rules = self._rules(chain)
-            ours = tuple(
-                (_pattern(rule), rule["handle"]) for rule in rules if rule.get("comment") == COMMENT
-            )
-            if ours or chain.get("policy") == "drop" or _ends_in_refusal(rules):
-                found.append(ForeignChain(chain["family"], chain["table"], chain["name"], ours))
-        return found
+        with self._lock:
+            listed = json.loads(self._nft.read("list chains", about="chains"))["nftables"]
+            chains = [entry["chain"] for entry in listed if "chain" in entry]
+            found = [self._refusing(each) for each in chains if _is_forward_filter(each)]
+        return [each for each in found if each is not None]
 
-    def accept(self, devices: Iterable[str]) -> list[ForeignChain]:
-        """Let `devices` (names or patterns as `gn*`) through every such chain; returns them.
+    def _refusing(self, chain: dict[str, Any]) -> ForeignChain | None:
+        """A chain as we see it, if it refuses or has rules of ours."""
+        rules = self._rules(chain)
+        ours = tuple(
+            (_pattern(rule), rule["handle"]) for rule in rules if rule.get("comment") == COMMENT
+        )
+        if ours or chain.get("policy") == "drop" or _ends_in_refusal(rules):
+            return ForeignChain(chain["family"], chain["table"], chain["name"], ours)
+        return None
+
+    def accept(self, devices: Iterable[str]) -> None:
+        """Let `devices` (names or patterns as `gn*`) through every such chain.
 
         What was accepted there for other devices is taken away, so an empty list removes all.
         A chain that its tool locks against others is left alone and logged.
         """
         wanted = {f"{side} {device}" for device in devices for side in ("iifname", "oifname")}
-        chains = self.find()
-        for chain in chains:
-            standing = dict(chain.ours)
-            lines = [
-                f"delete rule {chain} handle {handle}"
-                for pattern, handle in chain.ours
-                if pattern not in wanted
-            ]
-            for pattern in sorted(wanted - standing.keys()):
-                side, device = pattern.split(" ", 1)
-                lines.append(
-                    f'insert rule {chain} {side} "{device}" counter accept comment "{COMMENT}"'
-                )
-            if not lines:
-                continue
-            try:
-                self._nft.run("\n".join(lines), about=f"accept in {chain}")
-            except HostError as error:
-                logger.warning("cannot let guests through %s: %s", chain, error)
-        return chains
+        with self._lock:
+            for chain in self.find():
+                self._set(chain, wanted)
+
+    def _set(self, chain: ForeignChain, wanted: set[str]) -> None:
+        standing = dict(chain.ours)
+        lines = [
+            f"delete rule {chain} handle {handle}"
+            for pattern, handle in chain.ours
+            if pattern not in wanted
+        ]
+        for pattern in sorted(wanted - standing.keys()):
+            side, device = pattern.split(" ", 1)
+            lines.append(
+                f'insert rule {chain} {side} "{device}" counter accept comment "{COMMENT}"'
+            )
+        if not lines:
+            return
+        try:
+            self._nft.run("\n".join(lines), about=f"accept in {chain}")
+        except HostError as error:
+            logger.warning("cannot let guests through %s: %s", chain, error)
 
     def _rules(self, chain: dict[str, Any]) -> list[dict[str, Any]]:
         command = f"list chain {chain['family']} {chain['table']} {chain['name']}"

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
+from operator import attrgetter
 
 from ...errors import ConfigError, GuestnetError, HostError
 from ...plan import MakeDevice, Step
@@ -80,7 +81,7 @@ def serve(channel: Channel, site: NamespaceSite) -> None:
     while True:
         name, args, kwargs = channel.receive()
         try:
-            answer = True, getattr(site, name)(*args, **kwargs)
+            answer = True, attrgetter(name)(site)(*args, **kwargs)
         except GuestnetError as error:
             answer = False, error
         except Exception as error:

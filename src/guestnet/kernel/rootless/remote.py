@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, KeysView
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from ..outlook import Address as _Address
-from ..outlook import Outlook, Surroundings, Way
+from ..conntrack import Conntrack
+from ..counts import Counts
+from ..foreign import ForeignFilters
+from ..outlook import Outlook
+from ..pins import PinSets
 from ..site import NamespaceSite
+from ..sysctl import Sysctls
 from .process import Agent
 
 P = ParamSpec("P")
@@ -29,6 +33,20 @@ def _remote(
     return call
 
 
+class _Part:
+    """Stands for a part of the agent's site, as which it is cast: its methods are done there."""
+
+    def __init__(self, agent: Agent, name: str) -> None:
+        self._agent = agent
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._agent.ask(f"{self._name}.{method}", *map(_sendable, args), **kwargs)
+
+        return call
+
+
 class RootlessSite:
     """`Site` in a private user and network namespace; both end with it.
 
@@ -46,9 +64,14 @@ class RootlessSite:
     def __init__(self, agent: Agent | None = None) -> None:
         self.life = f"rootless {uuid.uuid4().hex}"
         self.agent = agent or Agent()
+        self.pins = cast(PinSets, _Part(self.agent, "pins"))
+        self.counts = cast(Counts, _Part(self.agent, "counts"))
+        self.conntrack = cast(Conntrack, _Part(self.agent, "conntrack"))
+        self.sysctls = cast(Sysctls, _Part(self.agent, "sysctls"))
+        self.foreign = cast(ForeignFilters, _Part(self.agent, "foreign"))
         try:
             self.agent.await_ready()
-            self._outlook = Outlook()
+            self.outlook = Outlook()
         except BaseException:
             self.agent.close()
             raise
@@ -56,7 +79,7 @@ class RootlessSite:
     def close(self) -> None:
         """End the agent, and with it everything inside; a second call does nothing."""
         self.agent.close()
-        self._outlook.close()
+        self.outlook.close()
 
     def watch(self, lost: Callable[[str], None]) -> None:
         """Call `lost` with the reason, from another thread, should the agent end unasked."""
@@ -67,34 +90,13 @@ class RootlessSite:
         """The network namespace's path."""
         return f"/proc/{self.agent.pid}/ns/net"
 
-    # -- inside --------------------------------------------------------------------------------
-
     perform = _remote(NamespaceSite.perform)
     delete_retired = _remote(NamespaceSite.delete_retired)
-    pin = _remote(NamespaceSite.pin)
-    unpin = _remote(NamespaceSite.unpin)
-    pinned = _remote(NamespaceSite.pinned)
-    seen = _remote(NamespaceSite.seen)
-    flows_of = _remote(NamespaceSite.flows_of)
-    forget_flows = _remote(NamespaceSite.forget_flows)
-    delete_flows = _remote(NamespaceSite.delete_flows)
-    forget_counts = _remote(NamespaceSite.forget_counts)
     remove_tables = _remote(NamespaceSite.remove_tables)
     steer = _remote(NamespaceSite.steer)
-    set_sysctls = _remote(NamespaceSite.set_sysctls)
-    restore_sysctls = _remote(NamespaceSite.restore_sysctls)
-    forwarding_changes = _remote(NamespaceSite.forwarding_changes)
-    accounting_changes = _remote(NamespaceSite.accounting_changes)
-    sysctl = _remote(NamespaceSite.sysctl)
     observe = _remote(NamespaceSite.observe)
     chains = _remote(NamespaceSite.chains)
     device = _remote(NamespaceSite.device)
-    refused = _remote(NamespaceSite.refused)
-    left_out = _remote(NamespaceSite.left_out)
-    left_out_so_far = _remote(NamespaceSite.left_out_so_far)
-    counters = _remote(NamespaceSite.counters)
-    foreign_filters = _remote(NamespaceSite.foreign_filters)
-    accept_in_foreign_filters = _remote(NamespaceSite.accept_in_foreign_filters)
     new_namespace = _remote(NamespaceSite.new_namespace)
     drop_namespace = _remote(NamespaceSite.drop_namespace)
     is_ours = staticmethod(NamespaceSite.is_ours)
@@ -103,24 +105,6 @@ class RootlessSite:
         """Do something in the site's namespace; sockets in what it returns come along."""
         answer: R = self.agent.ask("within", work)
         return answer
-
-    # -- around --------------------------------------------------------------------------------
-
-    def egress(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
-        """Interfaces by which flows leave: those named, or where public addresses are routed."""
-        return self._outlook.egress(wanted)
-
-    def mtu(self, name: str) -> int | None:
-        """The MTU of one of the host's devices in bytes, or None if there is no such device."""
-        return self._outlook.mtu(name)
-
-    def way_to(self, address: _Address) -> Way | None:
-        """How the host routes an address."""
-        return self._outlook.way_to(address)
-
-    def surroundings(self) -> Surroundings:
-        """The host's own addresses and routes."""
-        return self._outlook.surroundings()
 
 
 def _sendable(value: Any) -> Any:
