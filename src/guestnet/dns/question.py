@@ -90,6 +90,7 @@ class Question(NamedTuple):
 
     @property
     def wants_dnssec(self) -> bool:
+        """Whether signatures are asked for (RFC 3225's DO bit)."""
         return self.edns is not None and self.edns.dnssec
 
 

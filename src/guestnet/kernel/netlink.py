@@ -11,7 +11,6 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from ..errors import HostError
 
@@ -164,12 +163,7 @@ class NetlinkSocket:
     def __enter__(self) -> NetlinkSocket:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def request(self, messages: Sequence[Message]) -> None:

@@ -30,9 +30,10 @@ from .channel import Channel
 class InnerSite(NamespaceSite):
     """The site as seen from inside, where the only user there is has the number 0."""
 
-    def __init__(self, uid: int, gid: int) -> None:
+    def __init__(self, uid: int) -> None:
         super().__init__()
-        self._uid, self._gid = uid, gid
+        #: The number outside of that user.
+        self._uid = uid
 
     def perform(self, steps: Iterable[Step]) -> None:
         """Do the steps; a TAP belongs to the site's user, whatever number that has outside."""
@@ -103,7 +104,7 @@ def main() -> None:
     uid, gid = os.geteuid(), os.getegid()
     try:
         enter(uid, gid)
-        site = InnerSite(uid, gid)
+        site = InnerSite(uid)
     except GuestnetError as error:
         channel.send((False, error))
         return

@@ -11,7 +11,6 @@ import os
 import warnings
 import weakref
 from ipaddress import IPv4Interface, IPv6Interface
-from types import TracebackType
 from typing import Self
 
 from ...errors import ConfigError, HostError
@@ -61,12 +60,7 @@ class TapInterface:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
