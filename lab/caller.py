@@ -29,6 +29,10 @@ PATIENCE_S = 20.0
 ANY_RESOLVER = "1.1.1.1"
 
 
+#: Families by their version.
+AF = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
 class Caller:
     """What runs in a guest."""
 
@@ -68,6 +72,20 @@ class Caller:
             stream = socket.create_connection((str(address), port), timeout=timeout_s)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return stream
+
+    def udp(self, version: int) -> socket.socket:
+        """A socket for datagrams, in one family."""
+        with self.namespace.enter():
+            return socket.socket(AF[version], socket.SOCK_DGRAM)
+
+    def listen(self, port: int) -> socket.socket:
+        """Take connections, in both families."""
+        with self.namespace.enter():
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+
+    def ping(self, address: Address, *options: str) -> None:
+        """Send one echo request and wait a second for the answer."""
+        self.namespace.run(["ping", "-c", "1", "-W", "1", *options, str(address)], check=False)
 
     def say(self, address: Address, port: int, *pieces: bytes, pause_s: float = 0.0) -> bytes:
         """Connect, say something piece by piece, and return the first bytes that come back."""

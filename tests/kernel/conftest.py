@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from guestnet.host import Host
 from lab.netns import Namespace
 from lab.world import World
+
+# The tests are no package; only mypy knows them as one.
+if TYPE_CHECKING:
+    from .stage import GuestOf, Stage
+else:
+    from stage import GuestOf, Stage
 
 
 @pytest.fixture
@@ -31,3 +39,10 @@ def host(world: World, tmp_path: Path) -> Iterator[Host]:
     """guestnet on the world's site, without a network yet."""
     with Host.open(tmp_path / "state", site=world.site.path) as opened:
         yield opened
+
+
+@pytest.fixture
+def guest_of(stage: Stage) -> Iterator[GuestOf]:
+    """Attach a guest of the module's stage by its policy; detached with the test's end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dns.edns
 import dns.message
@@ -24,12 +24,11 @@ from lab.caller import Caller
 from lab.liar import Liar
 from lab.netns import Lent, Namespace
 from lab.servers import Arrival
+from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
 
 Address = IPv4Address | IPv6Address
-T = TypeVar("T")
 
-PATIENCE_S = 20.0
 #: Far below the time that a client may take to say whom it means (3 s), far above what it takes.
 AT_ONCE_S = 2.5
 
@@ -46,6 +45,11 @@ class Guest(Caller):
     @property
     def id(self) -> str:
         return self.attachment.guest
+
+    def own(self, version: int) -> Address:
+        """Its address of a family."""
+        (found,) = (each for each in self.attachment.addresses if each.version == version)
+        return found
 
     def decisions(self, **wanted: Any) -> list[Decision]:
         """Decisions about it with these fields, so far."""
@@ -64,6 +68,12 @@ class Guest(Caller):
     def decided(self, **wanted: Any) -> Decision:
         """The last decision with these fields, as soon as there is one."""
         return eventually(lambda: self.decisions(**wanted))[-1]
+
+    def decided_once(self, **wanted: Any) -> Decision:
+        """The one decision with these fields, as soon as there is one."""
+        found = eventually(lambda: self.decisions(**wanted))
+        assert len(found) == 1, found
+        return found[0]
 
     def arrivals(self, **wanted: Any) -> list[Arrival]:
         """What reached the internet's servers since it was attached."""
@@ -92,21 +102,26 @@ class Stage:
         return self._liar
 
     @contextlib.contextmanager
-    def guest(self, policy: str, network: str = "plain") -> Iterator[Guest]:
+    def guest(self, policy: str, network: str = "plain", **options: Any) -> Iterator[Guest]:
+        """Attach one, with further options of an attachment; cut off at the end."""
         id = f"vm-{next(self._numbers)}"
+        options |= {"network": network, "policy": policy}
         asked = ["1.1.1.1", "2606:4700:4700::1111"]
         namespace: Namespace
         if self.rootless:
-            attached = self.host.attach(id, network=network, netns="new", policy=policy)
+            attached = self.host.attach(id, netns="new", **options)
             namespace = Lent(Path(attached.netns or ""), id, nameservers=asked)
         else:
             namespace = self.world.add_guest(id, nameservers=asked)
-            attached = self.host.attach(id, network=network, netns=namespace.path, policy=policy)
+            attached = self.host.attach(id, netns=namespace.path, **options)
         try:
             yield Guest(self, attached, namespace)
         finally:
             self.host.detach(id)
             namespace.delete()
+
+
+GuestOf = Callable[..., Guest]
 
 
 @contextlib.contextmanager
@@ -118,15 +133,6 @@ def open_host(world: World, state: Path, *, rootless: bool = False) -> Iterator[
     else:
         with Host.open(state, site=world.site.path) as host:
             yield host
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    """What `found` returns as soon as it is true; what is told comes after what is done."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return result
 
 
 @contextlib.contextmanager
@@ -145,10 +151,15 @@ def at_once() -> Iterator[None]:
     assert took < AT_ONCE_S
 
 
+def of(server: Any, version: int) -> Address:
+    """A server's address of a family."""
+    found: Address = server.ipv4 if version == 4 else server.ipv6
+    return found
+
+
 def in_family(server: Any, address: Address) -> Address:
     """A server's address of the same family as another address."""
-    found: Address = server.ipv4 if address.version == 4 else server.ipv6
-    return found
+    return of(server, address.version)
 
 
 def explanation(

@@ -7,99 +7,36 @@ but decisions, and these with patience: the machine is shared.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
 from guestnet.host import Host
-from guestnet.model import Attachment, Decision
 from guestnet.ruleset.telling import REFUSALS_PER_SECOND
 from lab.addresses import ALLOWED, METADATA, PRIVATE, RESOLVER, SITE_IPV4, SITE_IPV6
-from lab.caller import Caller
-from lab.netns import Namespace
 from lab.servers import ECHO
+from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
+
+# The tests are no package; only mypy knows them as one.
+if TYPE_CHECKING:
+    from .stage import Guest, GuestOf, Stage, of
+else:
+    from stage import Guest, GuestOf, Stage, of
 
 pytestmark = pytest.mark.root
 
 Address = IPv4Address | IPv6Address
-T = TypeVar("T")
 
-PATIENCE_S = 20.0
 PUBLIC = "allow@dns,allow@public"
 FAMILIES = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 ACCOUNTING = ("netfilter.nf_conntrack_acct", "netfilter.nf_conntrack_timestamp")
-
-
-class Guest(Caller):
-    """A guest of the stage, and what was decided about it."""
-
-    def __init__(self, host: Host, attachment: Attachment, namespace: Namespace) -> None:
-        super().__init__(namespace)
-        self.attachment = attachment
-        self._host = host
-
-    @property
-    def id(self) -> str:
-        return self.attachment.guest
-
-    def own(self, version: int) -> Address:
-        interface = self.attachment.ipv4 if version == 4 else self.attachment.ipv6
-        assert interface is not None
-        return interface.ip
-
-    def decisions(self, **wanted: Any) -> list[Decision]:
-        """Decisions about it with these fields, so far."""
-        return [
-            decision
-            for decision in self._host.decisions(self.id)
-            if all(getattr(decision, key) == value for key, value in wanted.items())
-        ]
-
-    def decided(self, **wanted: Any) -> Decision:
-        """The one decision with these fields, as soon as there is one."""
-        found = eventually(lambda: self.decisions(**wanted))
-        assert len(found) == 1, found
-        return found[0]
-
-    def udp(self, version: int) -> socket.socket:
-        with self.namespace.enter():
-            family = socket.AF_INET if version == 4 else socket.AF_INET6
-            return socket.socket(family, socket.SOCK_DGRAM)
-
-    def listen(self, port: int) -> socket.socket:
-        """Take connections, in both families."""
-        with self.namespace.enter():
-            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-
-    def ping(self, address: Address, *options: str) -> None:
-        self.namespace.run(["ping", "-c", "1", "-W", "1", *options, str(address)], check=False)
-
-
-class Stage:
-    """World and host with a routed network and a bridge."""
-
-    def __init__(self, world: World, host: Host) -> None:
-        self.world, self.host = world, host
-        self._numbers = itertools.count()
-
-    @contextlib.contextmanager
-    def guest(self, policy: str, network: str = "plain", **options: Any) -> Iterator[Guest]:
-        id = f"vm-{next(self._numbers)}"
-        namespace = self.world.add_guest(id)
-        attached = self.host.attach(
-            id, network=network, netns=namespace.path, policy=policy, **options
-        )
-        yield Guest(self.host, attached, namespace)
-        self.host.detach(id)
-        namespace.delete()
 
 
 @pytest.fixture(scope="module")
@@ -115,30 +52,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         yield made
 
 
-GuestOf = Callable[..., Guest]
-
-
-@pytest.fixture
-def guest_of(stage: Stage) -> Iterator[GuestOf]:
-    """Attach a guest by its policy; detached with the test's end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    """What `found` returns as soon as it is true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return result
-
-
-def of(server: Any, version: int) -> Address:
-    found: Address = server.ipv4 if version == 4 else server.ipv6
-    return found
-
-
 # -- flows that pass ---------------------------------------------------------------------------
 
 
@@ -150,7 +63,7 @@ def test_a_connection_is_told_when_it_begins_and_when_it_ended(
     guest = guest_of("deny@10.0.0.0/8,allow@public:tcp:80", network=network)
     peer = of(ALLOWED, version)
     with guest.connect(peer, 80) as stream:
-        begun = guest.decided(event="begin")  # while it lives
+        begun = guest.decided_once(event="begin")  # while it lives
         assert (begun.guest, begun.network, begun.kind) == (guest.id, network, "flow")
         assert (begun.direction, begun.protocol) == ("egress", "tcp")
         assert (begun.address, begun.port) == (peer, 80)
@@ -162,7 +75,7 @@ def test_a_connection_is_told_when_it_begins_and_when_it_ended(
             pass
     assert not guest.decisions(event="end")
     stage.host.detach(guest.id)
-    ended = guest.decided(event="end")
+    ended = guest.decided_once(event="end")
     assert ended.flow == begun.flow
     assert ended.bytes_up > 100
     assert ended.bytes_down > 200  # with the headers of IP
@@ -186,10 +99,10 @@ def test_datagrams_and_pings_are_flows_too(guest_of: GuestOf, version: int) -> N
     gateway = getattr(guest.attachment, f"gateway_ipv{version}")
     guest.ping(gateway)
     icmp = f"icmpv{version}"
-    assert guest.decided(event="begin", protocol="udp", port=ECHO).rule == "allow@public"
-    assert guest.decided(event="begin", protocol="udp", port=53).rule == "allow@dns"
-    assert guest.decided(event="begin", protocol=icmp, address=peer, port=0).rule_index == 1
-    to_host = guest.decided(event="begin", protocol=icmp, address=gateway)
+    assert guest.decided_once(event="begin", protocol="udp", port=ECHO).rule == "allow@public"
+    assert guest.decided_once(event="begin", protocol="udp", port=53).rule == "allow@dns"
+    assert guest.decided_once(event="begin", protocol=icmp, address=peer, port=0).rule_index == 1
+    to_host = guest.decided_once(event="begin", protocol=icmp, address=gateway)
     assert to_host.rule == "allow@host:icmpv4+icmpv6"
 
 
@@ -200,11 +113,11 @@ def test_a_flow_to_a_guest_is_told_as_such(stage: Stage, guest_of: GuestOf, vers
         for port in (8080, 8081):
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection((str(guest.own(version)), port), timeout=5).close()
-    begun = guest.decided(verdict="allow", event="begin")
+    begun = guest.decided_once(verdict="allow", event="begin")
     assert (begun.direction, begun.protocol, begun.port) == ("ingress", "tcp", 8080)
     assert begun.address == getattr(guest.attachment, f"gateway_ipv{version}")
     assert begun.rule == "allow:ingress@host:tcp:8080"
-    refused = guest.decided(verdict="deny")
+    refused = guest.decided_once(verdict="deny")
     assert (refused.direction, refused.port, refused.rule) == ("ingress", 8081, "floor: host")
 
 
@@ -216,15 +129,15 @@ def test_a_flow_between_guests_is_told_of_both(guest_of: GuestOf, version: int) 
         asker.connect(answerer.own(version), 8080).close()
         with pytest.raises(ConnectionRefusedError):
             asker.connect(answerer.own(version), 8081)
-    out, in_ = asker.decided(event="begin"), answerer.decided(event="begin")
+    out, in_ = asker.decided_once(event="begin"), answerer.decided_once(event="begin")
     assert (out.direction, out.address, out.rule) == (
         "egress", answerer.own(version), "allow@guests",
     )  # fmt: skip
     assert (in_.direction, in_.address) == ("ingress", asker.own(version))
     assert in_.flow == out.flow
-    refused = asker.decided(verdict="deny")
+    refused = asker.decided_once(verdict="deny")
     assert (refused.direction, refused.port) == ("egress", 8081)
-    assert refused.rule == answerer.decided(verdict="deny").rule == "floor: guests"
+    assert refused.rule == answerer.decided_once(verdict="deny").rule == "floor: guests"
 
 
 @FAMILIES
@@ -235,8 +148,8 @@ def test_what_the_gateway_relays_is_told_once(guest_of: GuestOf, version: int) -
     assert guest.addresses(name, "A" if version == 4 else "AAAA") == [str(peer)]
     assert guest.http(peer, name)["server"] == "allowed"
     guest.connect(of(PRIVATE, 4), ECHO).close()
-    assert guest.decided(event="begin").address == PRIVATE.ipv4  # later, and forwarded
-    relayed = guest.decided(kind="flow", address=peer)
+    assert guest.decided_once(event="begin").address == PRIVATE.ipv4  # later, and forwarded
+    relayed = guest.decided_once(kind="flow", address=peer)
     assert (relayed.name, relayed.event, relayed.flow) == (name, None, None)
     assert len(guest.decisions()) == 3
 
@@ -248,12 +161,12 @@ def test_datagrams_under_a_rule_by_name_bear_the_name(guest_of: GuestOf, version
     peer = of(ALLOWED, version)
     with guest.udp(version) as sock:
         sock.sendto(b"unasked", (str(peer), ECHO))
-        assert guest.decided(verdict="deny", address=peer).name == ""
+        assert guest.decided_once(verdict="deny", address=peer).name == ""
         assert guest.addresses("allowed.example.test", "A" if version == 4 else "AAAA")
         sock.sendto(b"hello", (str(peer), ECHO))
         sock.settimeout(PATIENCE_S)
         assert sock.recv(100) == b"hello"
-    begun = guest.decided(event="begin")
+    begun = guest.decided_once(event="begin")
     assert (begun.name, begun.rule) == ("allowed.example.test", rule)
 
 
@@ -261,7 +174,7 @@ def test_what_a_policy_would_deny_is_told_in_report_mode(guest_of: GuestOf) -> N
     guest = guest_of("mode=report")
     with guest.udp(4) as sock:
         sock.sendto(b"hello", (str(ALLOWED.ipv4), ECHO))
-        begun = guest.decided(event="begin")
+        begun = guest.decided_once(event="begin")
     assert (begun.verdict, begun.rule) == ("allow", "mode=report")
     assert "default_egress=deny" in begun.reason
 
@@ -269,11 +182,11 @@ def test_what_a_policy_would_deny_is_told_in_report_mode(guest_of: GuestOf) -> N
 def test_the_next_guest_of_an_address_is_not_blamed(stage: Stage, guest_of: GuestOf) -> None:
     former = guest_of(PUBLIC)
     with former.connect(of(ALLOWED, 4), 80):
-        begun = former.decided(event="begin")
+        begun = former.decided_once(event="begin")
         stage.host.detach(former.id)
         stage.host._reaper.drain()
         later = guest_of(PUBLIC, ipv4=str(former.own(4)))
-    assert former.decided(event="end").flow == begun.flow
+    assert former.decided_once(event="end").flow == begun.flow
     assert later.own(4) == former.own(4)
     assert later.decisions() == []
 
@@ -296,7 +209,7 @@ def test_what_is_refused_says_by_which_rule(stage: Stage, guest_of: GuestOf, ver
         with pytest.raises(ConnectionRefusedError):
             guest.connect(address, port)
     for (address, port), (rule, index) in closed.items():
-        told = guest.decided(address=address, port=port)
+        told = guest.decided_once(address=address, port=port)
         assert (told.verdict, told.protocol, told.direction) == ("deny", "tcp", "egress")
         assert (told.rule, told.rule_index, told.event, told.flow) == (rule, index, None, None)
         explained = stage.host.explain(guest.id, "tcp", address, port)
@@ -317,7 +230,7 @@ def test_what_has_no_way_out_is_refused_as_that(
         stage.host.follow()
         with guest.udp(version) as sock:
             sock.sendto(b"hello", (str(target), 9))
-        told = guest.decided(address=target)
+        told = guest.decided_once(address=target)
     finally:
         site.ip("link del aside")
     assert (told.verdict, told.rule) == ("deny", "egress")
@@ -335,7 +248,7 @@ def test_who_claims_anothers_address_is_told_by_the_device(
     liar.ping(peer)  # it knows the gateway's MAC, and asks for it under no other address
     liar.namespace.ip(f"address add {claimed}/{claimed.max_prefixlen} dev lo{nodad}")
     liar.ping(peer, "-I", str(claimed))
-    told = liar.decided(rule="identity")
+    told = liar.decided_once(rule="identity")
     assert (told.verdict, told.protocol, told.address) == ("deny", f"icmpv{version}", peer)
     assert f"from {claimed}" in told.reason
     assert not victim.decisions()
@@ -347,10 +260,10 @@ def test_repeated_refusals_are_counted_in_the_next(guest_of: GuestOf, version: i
     with guest.udp(version) as sock:
         for _ in range(20):
             sock.sendto(b"hello", (str(of(ALLOWED, version)), 9))
-        guest.decided(port=9)
+        guest.decided_once(port=9)
         time.sleep(1.1)  # the kernel is asked for what it left out once a second
         sock.sendto(b"hello", (str(of(ALLOWED, version)), 10))
-        assert guest.decided(port=10).omitted == 19
+        assert guest.decided_once(port=10).omitted == 19
     assert len(guest.decisions()) == 2
 
 
@@ -371,7 +284,7 @@ def test_who_floods_is_bounded_and_drowns_nobody(
             sock.sendto(b"x", (str(peer), port))
     other.connect(peer, 80).close()
     took = time.monotonic() - began
-    assert other.decided(event="begin").address == peer
+    assert other.decided_once(event="begin").address == peer
     stage.host._flows.settle()
     time.sleep(1.1)
     with flooder.udp(version) as sock:
@@ -421,9 +334,8 @@ def test_where_all_is_relayed_it_is_told_once_too(
 ) -> None:
     with Host.open(tmp_path / "state", site=world.site.path, relays_all=True) as host:
         host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
-        guest = Guest(
-            host, host.attach("vm", netns=world.guest.path, policy="allow@public"), world.guest
-        )
+        attached = host.attach("vm", netns=world.guest.path, policy="allow@public")
+        guest = Guest(Stage(world, host), attached, world.guest)
         peer = of(ALLOWED, version)
         guest.say(peer, ECHO, b"hello")
         with guest.udp(version) as sock:
@@ -432,25 +344,26 @@ def test_where_all_is_relayed_it_is_told_once_too(
             assert sock.recv(100) == b"hello"
         with pytest.raises(ConnectionRefusedError):
             guest.connect(of(PRIVATE, version), 80)
-        assert guest.decided(verdict="deny").rule == "default_egress=deny"
+        assert guest.decided_once(verdict="deny").rule == "default_egress=deny"
         host._flows.settle()
         host.detach("vm")
         host._reaper.drain()
-        assert guest.decided(protocol="udp").event is None
-        assert guest.decided(protocol="tcp", verdict="allow").event is None
+        assert guest.decided_once(protocol="udp").event is None
+        assert guest.decided_once(protocol="tcp", verdict="allow").event is None
 
 
 def test_a_host_that_is_opened_again_goes_on_telling(world: World, tmp_path: Path) -> None:
     with Host.open(tmp_path / "state", site=world.site.path) as host:
         host.create_network({"name": "default"})
-        guest = Guest(host, host.attach("vm", netns=world.guest.path, policy="none"), world.guest)
+        attached = host.attach("vm", netns=world.guest.path, policy="none")
+        guest = Guest(Stage(world, host), attached, world.guest)
         with guest.udp(4) as sock:
             for _ in range(500):
                 sock.sendto(b"x", (str(ALLOWED.ipv4), 9))
-        guest.decided(port=9)
+        guest.decided_once(port=9)
     with Host.open(tmp_path / "state", site=world.site.path) as host:
-        guest = Guest(host, host.attachment("vm"), world.guest)
+        guest = Guest(Stage(world, host), host.attachment("vm"), world.guest)
         time.sleep(5 / REFUSALS_PER_SECOND)  # until there is a share for one more
         with pytest.raises(ConnectionRefusedError):
             guest.connect(of(ALLOWED, 4), 80)
-        assert guest.decided(port=80).omitted == 0  # what was left out before is not told now
+        assert guest.decided_once(port=80).omitted == 0  # what was left out before is not told now

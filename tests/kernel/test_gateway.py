@@ -33,15 +33,16 @@ from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, SITE_IPV4, SITE_IPV6
 from lab.caller import Caller, request
 from lab.servers import BANNER, ECHO
+from lab.waiting import eventually
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
     from .hostile import Answer, Door, assert_none_open, assert_open, knock, received
-    from .stage import eventually, refused
+    from .stage import of, refused
 else:
     from hostile import Answer, Door, assert_none_open, assert_open, knock, received
-    from stage import eventually, refused
+    from stage import of, refused
 
 pytestmark = pytest.mark.root
 
@@ -119,11 +120,6 @@ def scene(world: World, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
     with Host.open(tmp_path / "state", site=world.site.path, gateway_workers=workers) as host:
         host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
         yield Scene(world, host, workers)
-
-
-def of(server: object, version: int) -> Address:
-    found: Address = getattr(server, f"ipv{version}")
-    return found
 
 
 class Download:

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,14 +35,15 @@ from lab.addresses import (
 from lab.caller import body, cut, request, send
 from lab.liar import SILENT
 from lab.servers import BANNER, ECHO, HTTP, HTTPS
+from lab.waiting import PATIENCE_S
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
     from .hostile import Answer, Door, assert_open, knock
     from .stage import (
-        PATIENCE_S,
         Guest,
+        GuestOf,
         Stage,
         assert_no_such_name,
         at_once,
@@ -54,8 +55,8 @@ if TYPE_CHECKING:
 else:
     from hostile import Answer, Door, assert_open, knock
     from stage import (
-        PATIENCE_S,
         Guest,
+        GuestOf,
         Stage,
         assert_no_such_name,
         at_once,
@@ -104,16 +105,6 @@ def stage(
         with made.guest(WEB):
             pass  # the gateway runs from the first guest on, and is no test's leftover
         yield made
-
-
-GuestOf = Callable[..., Guest]
-
-
-@pytest.fixture
-def guest_of(stage: Stage) -> Iterator[GuestOf]:
-    """Attach a guest by its policy; detached with the test's end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))
 
 
 @contextlib.contextmanager

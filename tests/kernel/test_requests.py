@@ -14,13 +14,14 @@ import pytest
 
 from guestnet.host import Host
 from lab.addresses import ALLOWED, RESOLVER
+from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .stage import PATIENCE_S, Guest, Stage, eventually, refused
+    from .stage import Guest, Stage, refused
 else:
-    from stage import PATIENCE_S, Guest, Stage, eventually, refused
+    from stage import Guest, Stage, refused
 
 pytestmark = pytest.mark.root
 

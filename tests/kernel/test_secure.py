@@ -21,13 +21,14 @@ from guestnet.gateway.upstreams import TLS_ANSWER_S
 from guestnet.host import Host
 from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, Server
 from lab.moody import Resolver
+from lab.waiting import eventually
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .stage import Guest, Stage, eventually, explanation
+    from .stage import Guest, Stage, explanation
 else:
-    from stage import Guest, Stage, eventually, explanation
+    from stage import Guest, Stage, explanation
 
 pytestmark = pytest.mark.root
 

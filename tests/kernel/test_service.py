@@ -19,13 +19,14 @@ import pytest
 from guestnet.host import Host
 from lab.addresses import ALLOWED, FORBIDDEN, LIAR, PRIVATE, RESOLVER
 from lab.moody import Resolver
+from lab.waiting import eventually
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .stage import Guest, Stage, assert_no_such_name, eventually, explained, in_family, refused
+    from .stage import Guest, GuestOf, Stage, assert_no_such_name, explained, in_family, refused
 else:
-    from stage import Guest, Stage, assert_no_such_name, eventually, explained, in_family, refused
+    from stage import Guest, GuestOf, Stage, assert_no_such_name, explained, in_family, refused
 
 pytestmark = pytest.mark.root
 
@@ -68,16 +69,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         with made.guest(f"allow@{NAME}:443"):
             pass  # the gateway runs from the first guest on, and is no test's leftover
         yield made
-
-
-GuestOf = Callable[..., Guest]
-
-
-@pytest.fixture
-def guest_of(stage: Stage) -> Iterator[GuestOf]:
-    """Attach a guest by its policy; detached with the test's end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))
 
 
 # -- records -----------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 
@@ -14,19 +13,18 @@ import pytest
 from guestnet.address import SYNTHETIC_IPV4, SYNTHETIC_IPV6, is_synthetic
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, RESOLVER
 from lab.servers import BANNER, ECHO, HTTP, HTTPS
+from lab.waiting import PATIENCE_S
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .stage import PATIENCE_S, Guest, Stage, assert_no_such_name, at_once, open_host, refused
+    from .stage import Guest, GuestOf, Stage, assert_no_such_name, at_once, open_host, refused
 else:
-    from stage import PATIENCE_S, Guest, Stage, assert_no_such_name, at_once, open_host, refused
+    from stage import Guest, GuestOf, Stage, assert_no_such_name, at_once, open_host, refused
 
 pytestmark = pytest.mark.root
 
 Address = IPv4Address | IPv6Address
-GuestOf = Callable[[str], Guest]
-
 NAME, OTHER = ALLOWED.name, FORBIDDEN.name
 RTYPE = {4: "A", 6: "AAAA"}
 FAMILIES = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
@@ -48,13 +46,6 @@ def stage(
         with made.guest(f"allow@{NAME}:443"):
             pass  # the gateway runs from the first guest on, and is no test's leftover
         yield made
-
-
-@pytest.fixture
-def guest_of(stage: Stage) -> Iterator[GuestOf]:
-    """Attach a guest by its policy; detached with the test's end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda policy: stack.enter_context(stage.guest(policy))
 
 
 def told(guest: Guest, name: str, version: int) -> Address:

@@ -15,14 +15,13 @@ import pytest
 
 from guestnet.errors import ConfigError, ConflictError
 from guestnet.model import Attachment
+from lab.waiting import eventually
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
     from .transporting import OPEN, Scene, arp, pings, to_the_guest
-    from .vmmpeer import eventually
 else:
     from transporting import OPEN, Scene, arp, pings, to_the_guest
-    from vmmpeer import eventually
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("transporting",)

@@ -23,17 +23,18 @@ from guestnet.frames.transport import Transport
 from guestnet.host import Host
 from lab import processes
 from lab.addresses import ALLOWED, METADATA
+from lab.waiting import eventually
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
     from .hostile import assert_none_open, assert_open, doors, flowing
     from .transporting import KINDS, OPEN, TRAFFIC, Scene, answers_arp, arp, pings, to_the_guest
-    from .vmmpeer import Line, Vmm, eventually
+    from .vmmpeer import Line, Vmm
 else:
     from hostile import assert_none_open, assert_open, doors, flowing
     from transporting import KINDS, OPEN, TRAFFIC, Scene, answers_arp, arp, pings, to_the_guest
-    from vmmpeer import Line, Vmm, eventually
+    from vmmpeer import Line, Vmm
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("transporting",)

@@ -20,13 +20,14 @@ from guestnet.frames.transport import Transport
 from guestnet.host import Host
 from guestnet.model import Attachment, TransportInfo
 from lab.addresses import ALLOWED
+from lab.waiting import eventually
 from lab.world import World
 
 # The tests are no package; only mypy knows them as one.
 if TYPE_CHECKING:
-    from .vmmpeer import Line, Vmm, eventually
+    from .vmmpeer import Line, Vmm
 else:
-    from vmmpeer import Line, Vmm, eventually
+    from vmmpeer import Line, Vmm
 
 KINDS = ("stream", "stream-client", "dgram", "stream+vnet", "dgram+vnet")
 #: The site itself may send to the guest.

@@ -11,8 +11,6 @@ import select
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -20,19 +18,10 @@ from guestnet.frames.transport import Kind, Transport
 from guestnet.kernel.tap import Tap
 from guestnet.model import Attachment
 from lab.netns import Namespace
+from lab.waiting import PATIENCE_S
 
-#: A busy machine starts a process in some seconds.
-PATIENCE_S = 20.0
 _LENGTH = struct.Struct("!I")
 _FRAME_MAX = 70_000
-
-
-def eventually(happens: Callable[[], object], what: str = "") -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not happens():
-        assert time.monotonic() < deadline, what or "it does not happen"
-        time.sleep(0.002)
 
 
 class Line:
