@@ -10,7 +10,7 @@ refused. Deciding which names a guest may ask for is the policy's; sending is th
 A question's way:
 
     question = read_question(datagram)                       # or failure(bad)
-    local.answer(question) or cache.hit(question, now)       # or policy says no: refusal(…)
+    local.answer(question) or cache.get(question.key, now)   # or policy says no: refusal(…)
     asked = ask(question.name, question.qtype, id, bits)     # to an upstream
     response = read_response(wire, asked)                    # response.addresses are judged …
     reply = build_answer(question, response, kept)           # … and those kept are told …

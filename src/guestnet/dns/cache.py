@@ -150,11 +150,6 @@ class Cache:
             self._remove(key)
         return None
 
-    def hit(self, question: Question, now: float) -> bytes | None:
-        """The reply to `question` if a fresh one is stored."""
-        entry = self.get(question.key, now)
-        return None if entry is None else entry.reply(question, now)
-
     def stale(self, key: bytes, now: float) -> Entry | None:
         """The entry if one is stored at all and not too old: for when no upstream answers."""
         entry = self._entries.get(key)

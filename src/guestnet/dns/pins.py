@@ -122,14 +122,6 @@ class Pins:
         names = known.by_address.get(address, ())
         return tuple(sorted(n for n in names if known.names[n].until[address] > now))
 
-    def addresses_of(self, guest: str, name: str, now: float) -> tuple[Address, ...]:
-        """Where the guest was told that `name` is, what it was told first standing first."""
-        known = self._guests.get(guest)
-        pin = known.names.get(name) if known else None
-        if pin is None:
-            return ()
-        return tuple(address for address, until in pin.until.items() if until > now)
-
     def promised(self, guest: str, name: str, now: float) -> tuple[tuple[Address, float], ...]:
         """Where the guest was told that `name` is until a time, as far as that has not come."""
         known = self._guests.get(guest)
