@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
 from dataclasses import replace
 from enum import StrEnum
-from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from ..dns import LocalRecords
 from ..errors import ConfigError
-from ..gateway.peeking import SPEAKING_PORTS
 from ..kernel.conntrack import Tracked
 from ..kernel.interface import Site
 from ..model import Attachment, Topology
 from ..naming import HOST_ALIAS, ZONE, guest_label, guests_zone, is_below
 from ..policy import (
     DNS_PORT,
-    FLOOR,
     NAME_SERVICES,
     WITH_PORTS,
     Action,
@@ -27,34 +23,23 @@ from ..policy import (
     FlowName,
     Group,
     Places,
-    Policy,
     Protocol,
-    SeenFlow,
     Verdict,
     canonical_name,
-    classify,
     decide,
     decide_question,
     has_names,
-    suggest,
 )
 from ..ruleset.relayed import GIVEN_UP
 from .installed import read_policy
 from .ledger import Ledger
-from .seen import Seen
+from .moment import Moment
 
 Address = IPv4Address | IPv6Address
 
 
 #: Stand for the address that a name leads to, where it is not known yet.
 SOME_PUBLIC: dict[int, Address] = {4: IPv4Address("192.0.0.9"), 6: IPv6Address("2001:1::1")}
-#: IP protocol numbers (IANA) that rules have words for.
-NUMBERED = {
-    1: Protocol.ICMPV4,
-    6: Protocol.TCP,
-    17: Protocol.UDP,
-    58: Protocol.ICMPV6,
-}
 _FOREIGN_ICMP = {4: Protocol.ICMPV6, 6: Protocol.ICMPV4}
 
 
@@ -67,17 +52,7 @@ class Explainer:
     def __init__(self, ledger: Ledger, site: Site) -> None:
         self._ledger = ledger
         self._site = site
-
-    @cached_property
-    def _around(self) -> Places:
-        """The machine's addresses, and where guests' are."""
-        return Places(
-            host=self._site.outlook.surroundings().addresses,
-            # What one network's pool leaves out may be another's pool.
-            guests=tuple(
-                part for places in self._ledger.network_places() for part in places.counted
-            ),
-        )
+        self._moment = Moment(ledger, site)
 
     def explain(
         self,
@@ -100,37 +75,46 @@ class Explainer:
         resolving = self._resolving(attachment, way, kind, peer, port)
         if resolving is not None:
             return resolving
-        other = self._ledger.holder_of_address(peer)
         if self._is_on_its_bridge(attachment, peer):
             return self._at_layer_2(attachment)
-        places = self._places(attachment, peer)
+        places = self._moment.places(attachment, peer)
         verdict = decide(read_policy(attachment.policy), way, kind, peer, port, places, name)
-        if verdict.allowed and kind is _FOREIGN_ICMP[peer.version]:
-            return Verdict(
-                Action.DENY, None, "invalid", verdict.group,
-                f"{kind} over IPv{peer.version} is no flow that connection tracking knows",
-            )  # fmt: skip
         if not verdict.allowed:
             return verdict
+        return self._beyond_policy(attachment, way, kind, peer, port, verdict, places)
+
+    def _beyond_policy(
+        self,
+        attachment: Attachment,
+        way: Direction,
+        kind: Protocol,
+        peer: Address,
+        port: int | None,
+        allowed: Verdict,
+        places: Places,
+    ) -> Verdict:
+        """What becomes of a flow that a guest's policy allows."""
+        if kind is _FOREIGN_ICMP[peer.version]:
+            reason = f"{kind} over IPv{peer.version} is no flow that connection tracking knows"
+            return _denied("invalid", allowed, reason)
+        other = self._ledger.holder_of_address(peer)
         mine = attachment.ipv4 if peer.version == 4 else attachment.ipv6
         if other is not None and mine is not None:
-            return self._at_the_other_end(other, way, mine.ip, kind, port, verdict)
-        if way is Direction.INGRESS and self._is_impostor(verdict, peer, places):
-            return Verdict(
-                Action.DENY, None, "spoofed", verdict.group,
-                f"`{verdict.text}` allows group {verdict.group}, but {peer} is no address of it: "
-                "whoever claims it comes from outside",
-            )  # fmt: skip
+            return self._at_the_other_end(other, way, mine.ip, kind, port, allowed)
+        if way is Direction.INGRESS and self._is_impostor(allowed, peer, places):
+            reason = (
+                f"`{allowed.text}` allows group {allowed.group}, but {peer} is no address of it: "
+                "whoever claims it comes from outside"
+            )
+            return _denied("spoofed", allowed, reason)
         if self._is_relayed(way, peer):
-            return self._relayed(kind, peer, verdict, places)
-        if way is Direction.INGRESS or verdict.group is Group.HOST:
-            return verdict
-        if verdict.group is Group.GUESTS:
-            return Verdict(
-                Action.DENY, None, "unleased", verdict.group,
-                f"`{verdict.text}` allows it, but no guest has the address {peer}",
-            )  # fmt: skip
-        return self._leaving(attachment, peer, verdict)
+            return self._relayed(kind, peer, allowed, places)
+        if way is Direction.INGRESS or allowed.group is Group.HOST:
+            return allowed
+        if allowed.group is Group.GUESTS:
+            reason = f"`{allowed.text}` allows it, but no guest has the address {peer}"
+            return _denied("unleased", allowed, reason)
+        return self._leaving(attachment, peer, allowed)
 
     def by_policy(
         self,
@@ -142,37 +126,15 @@ class Explainer:
         name: FlowName | None,
     ) -> Verdict:
         """What a guest's policy says of a flow that the machine let pass."""
-        policy, places = read_policy(attachment.policy), self._places(attachment, peer)
+        policy, places = read_policy(attachment.policy), self._moment.places(attachment, peer)
         return decide(policy, direction, protocol, peer, port, places, name)
-
-    def suggest(self, attachment: Attachment, seen: Seen, *, suffixes: bool) -> Policy:
-        """The smallest policy that allows what a guest was seen to use above the floor."""
-        guest = attachment.guest
-        names = seen.names(guest)
-        found: list[tuple[Protocol, int, Address, Iterable[str]]] = []
-        for protocol, port, address, name in seen.flows(guest):
-            found.append((protocol, port, address, [name]))
-            if name and port not in SPEAKING_PORTS:
-                # Nobody said this name: all that lead there will have to agree (`decide_pinned`).
-                found.append((protocol, port, address, names.get(address, [])))
-        for own in attachment.addresses:
-            for peer, number, port in self._site.counts.seen(own):
-                protocol = NUMBERED.get(number, Protocol.ANY)
-                found.append((protocol, port, peer, names.get(peer, [""])))
-        flows = []
-        for protocol, port, address, each in found:
-            group = classify(address, self._places(attachment, address))
-            if group not in FLOOR:
-                known = each if group is Group.PUBLIC else [""]
-                flows += [SeenFlow(protocol, port or None, address, name) for name in known]
-        return suggest(flows, seen.questions(guest), suffixes=suffixes)
 
     def allows(self, attachment: Attachment, flow: Tracked, name: FlowName | None) -> bool:
         """Whether a flow that connection tracking knows, and goes by `name`, may go on."""
         egress = flow.source in attachment.addresses
         peer = flow.destination if egress else flow.source
         direction = Direction.EGRESS if egress else Direction.INGRESS
-        protocol = NUMBERED.get(flow.protocol, Protocol.ANY)
+        protocol = Protocol.numbered(flow.protocol)
         port = flow.port if protocol in WITH_PORTS else None
         return self.explain(attachment, direction, protocol, peer, port, name).allowed
 
@@ -232,7 +194,7 @@ class Explainer:
                 peer = found.addresses[0]
                 return self.explain(attachment, way, kind, peer, port, name)
         peer = SOME_PUBLIC[attachment.addresses[0].version]
-        verdict = decide(policy, way, kind, peer, port, self._places(attachment, peer), name)
+        verdict = decide(policy, way, kind, peer, port, self._moment.places(attachment, peer), name)
         about = f" (asked for {peer}, standing for any public address of {name.name})"
         return replace(verdict, reason=verdict.reason + about)
 
@@ -276,24 +238,6 @@ class Explainer:
             "guests of a network without isolation reach each other at layer 2",
         )  # fmt: skip
 
-    @cached_property
-    def _gateways(self) -> set[Address]:
-        return self._ledger.gateways()
-
-    def _places(self, attachment: Attachment, peer: Address) -> Places:
-        host = self._around.host
-        # The guest's own beside the others', as it may be here since this moment only.
-        if peer in self._gateways or peer in (attachment.gateway_ipv4, attachment.gateway_ipv6):
-            host |= {peer}
-        return replace(self._around, host=host, dns=self._resolvers(attachment))
-
-    def _resolvers(self, attachment: Attachment) -> tuple[Address, ...]:
-        """What a rule that names `dns` opens to a guest."""
-        if self._site.relays_all or has_names(read_policy(attachment.policy)):
-            return attachment.dns
-        network = self._ledger.network(attachment.network)
-        return tuple({*attachment.dns, *network.dns, *self._ledger.told_dns(attachment.network)})
-
     def _at_the_other_end(
         self,
         other: Attachment,
@@ -305,7 +249,7 @@ class Explainer:
     ) -> Verdict:
         """Between guests of different networks, or routed ones, both policies have a say."""
         theirs = Direction.INGRESS if way is Direction.EGRESS else Direction.EGRESS
-        places = self._places(other, mine)
+        places = self._moment.places(other, mine)
         verdict = decide(read_policy(other.policy), theirs, kind, mine, port, places)
         return allowed if verdict.allowed else verdict
 
@@ -321,16 +265,16 @@ class Explainer:
         """The gateway relays TCP, UDP and pings, to addresses as they are written."""
         if allowed.group is Group.HOST and peer not in places.host:
             reason = f"{peer} embeds an address of the host, which the gateway does not go to so"
-            return Verdict(Action.DENY, None, "embedded", allowed.group, reason)
+            return _denied("embedded", allowed, reason)
         if allowed.group is Group.GUESTS:
             reason = f"`{allowed.text}` allows it, but no guest has the address {peer}"
-            return Verdict(Action.DENY, None, "unleased", allowed.group, reason)
+            return _denied("unleased", allowed, reason)
         if any(peer in network for network in GIVEN_UP):
             reason = f"`{allowed.text}` allows it, but addresses like {peer} were given up"
-            return Verdict(Action.DENY, None, "relayed", allowed.group, reason)
+            return _denied("relayed", allowed, reason)
         if kind is Protocol.ANY:
             reason = f"`{allowed.text}` allows it, but the gateway relays TCP, UDP and pings only"
-            return Verdict(Action.DENY, None, "relayed", allowed.group, reason)
+            return _denied("relayed", allowed, reason)
         return allowed
 
     def _leaving(self, attachment: Attachment, peer: Address, allowed: Verdict) -> Verdict:
@@ -339,22 +283,24 @@ class Explainer:
         way = self._site.outlook.way_to(peer)
         devices = way.devices if way is not None else ()
         if way is not None and not way.is_unicast:
-            return Verdict(
-                Action.DENY, None, "egress", allowed.group,
-                f"{peer} is a broadcast or anycast address of the host's own links, and no way out",
-            )  # fmt: skip
+            reason = (
+                f"{peer} is a broadcast or anycast address of the host's own links, and no way out"
+            )
+            return _denied("egress", allowed, reason)
         if set(devices) & set(egress):
             return allowed
         where = ", ".join(devices) or "nowhere"
-        return Verdict(
-            Action.DENY,
-            None,
-            "egress",
-            allowed.group,
+        reason = (
             f"`{allowed.text}` allows it, but the host routes {peer} to {where}, and guests of "
             f"{attachment.network!r} leave by {', '.join(egress) or 'no interface'} only; "
-            "name that interface in the network's egress",
+            "name that interface in the network's egress"
         )
+        return _denied("egress", allowed, reason)
+
+
+def _denied(text: str, allowed: Verdict, reason: str) -> Verdict:
+    """What a policy allows, denied by something else."""
+    return Verdict(Action.DENY, None, text, allowed.group, reason)
 
 
 def _is_address(text: str) -> bool:

@@ -21,7 +21,7 @@ from ..kernel.interface import Site
 from ..model import Attachment, Decision
 from ..policy import WITH_PORTS, Action, Direction, FlowName, Protocol, Verdict
 from ..ruleset.telling import EGRESS, IDENTITY, INGRESS
-from .explain import NUMBERED, Explainer
+from .explain import Explainer
 from .hearing import Hearing
 from .ledger import Ledger
 from .seen import Seen
@@ -155,7 +155,7 @@ class Flows:
 
     def _parts(self, event: FlowEvent) -> Iterator[_Part]:
         """Who of our guests takes part in a flow, and how."""
-        protocol = NUMBERED.get(event.protocol, Protocol.ANY)
+        protocol = Protocol.numbered(event.protocol)
         opener = self._ledger.last_holder_of_address(event.source)
         if opener is not None and not self._is_relayed(event):
             yield _Part(opener, Direction.EGRESS, event.responder, event.responder_port, protocol)
@@ -197,7 +197,7 @@ class Flows:
             self._forged(packet)
         if packet.source is None or packet.destination is None:
             return
-        protocol = NUMBERED.get(packet.protocol, Protocol.ANY)
+        protocol = Protocol.numbered(packet.protocol)
         opener = self._ledger.last_holder_of_address(packet.source)
         if opener is not None and packet.prefix in (EGRESS, INGRESS):
             part = _Part(opener, Direction.EGRESS, packet.destination, packet.port, protocol)
@@ -244,7 +244,7 @@ class Flows:
             guest=attachment.guest,
             network=attachment.network,
             kind="flow",
-            protocol=NUMBERED.get(packet.protocol, Protocol.ANY).value,
+            protocol=Protocol.numbered(packet.protocol).value,
             address=packet.destination,
             port=packet.port,
             verdict="deny",

@@ -37,6 +37,7 @@ from .flows import Flows
 from .guests import Guests
 from .leases import Leases
 from .ledger import Ledger
+from .moment import Moment
 from .networks import Networks
 from .pins import Pins
 from .placing import Placer
@@ -45,6 +46,7 @@ from .reaper import Reaper
 from .recovery import recover
 from .relays import Relays
 from .state import State
+from .suggesting import suggest_for
 from .transports import Transports
 from .upkeep import Upkeep
 
@@ -397,8 +399,9 @@ class Host:
         """
         with self._lock:
             attachment = self._ledger.attachment(guest)
-            explainer = Explainer(self._ledger, self._site)
-            return str(explainer.suggest(attachment, self._decisions.seen, suffixes=suffixes))
+            moment = Moment(self._ledger, self._site)
+            seen = self._decisions.seen
+            return str(suggest_for(attachment, seen, self._site, moment, suffixes=suffixes))
 
     def watch(self, guest: str | None = None) -> Watch:
         """Decisions from now on, as an iterator that ends when it or the host is closed."""

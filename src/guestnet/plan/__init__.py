@@ -1,6 +1,6 @@
 """What must exist, and the steps from what stands to it. Pure: values in, ordered steps out.
 
-The same steps serve an attach, a detach and a repair; `kernel.perform` does them and, when one
+The same steps serve an attach, a detach and a repair; `kernel.performing` does them and, when one
 fails, undoes the earlier ones.
 """
 

@@ -59,6 +59,14 @@ class Protocol(StrEnum):
     ICMPV4 = "icmpv4"
     ICMPV6 = "icmpv6"
 
+    @classmethod
+    def numbered(cls, number: int) -> Protocol:
+        """The protocol of an IP protocol number (IANA)."""
+        return _NUMBERED.get(number, cls.ANY)
+
+
+_NUMBERED = {1: Protocol.ICMPV4, 6: Protocol.TCP, 17: Protocol.UDP, 58: Protocol.ICMPV6}
+
 
 #: What an error says of a rule by name in another direction.
 BY_NAME_IS_EGRESS = "a rule by name is egress; who comes in is known by address"
