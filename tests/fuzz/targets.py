@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import dns.exception
 import dns.flags
@@ -29,6 +29,7 @@ import dns.rdataclass
 import dns.rdatatype
 import h11
 
+import seeds
 from guestnet.dns import (
     MAX_RECORDS,
     MAX_TCP_QUERY_BYTES,
@@ -50,12 +51,6 @@ from guestnet.flow.hello import MAX_HELLO_BYTES
 from guestnet.flow.http import MAX_HEAD_BYTES
 from guestnet.flow.requests import Requests
 from guestnet.policy import Policy, parse_policy
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from . import seeds
-else:
-    import seeds
 
 T = TypeVar("T")
 

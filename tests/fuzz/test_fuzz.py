@@ -6,16 +6,12 @@ import time
 from dataclasses import replace
 from itertools import islice
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from . import targets
-    from .mutate import mutated
-else:
-    import targets
-    from mutate import mutated
+import targets
+from mutate import mutated
 
 #: A second or so for each target.
 INPUTS = 1000

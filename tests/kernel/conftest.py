@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from guestnet.host import Host
 from lab.netns import Namespace
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import GuestOf, Stage
-else:
-    from stage import GuestOf, Stage
+from stage import GuestOf, Stage
 
 
 @pytest.fixture

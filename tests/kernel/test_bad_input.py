@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -28,15 +28,10 @@ from guestnet.errors import (
 )
 from guestnet.host import Host
 from guestnet.model import NetworkSpec
+from hostile import assert_none_open, assert_open, doors
 from lab.addresses import ALLOWED, ROUTER_IPV4, ROUTER_IPV6, SITE_IPV4, SITE_IPV6, UPLINK
 from lab.netns import Namespace, veth
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import assert_none_open, assert_open, doors
-else:
-    from hostile import assert_none_open, assert_open, doors
 
 pytestmark = pytest.mark.root
 

@@ -6,20 +6,15 @@ import os
 import random
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from audit import complaints, devices, set_sizes
 from guestnet.host import Host
 from guestnet.host.policies import UNUSED_POLICIES_KEPT
 from guestnet.model import Attachment
 from lab.netns import Namespace
 from lab.world import World
-
-if TYPE_CHECKING:
-    from .audit import complaints, devices, set_sizes
-else:
-    from audit import complaints, devices, set_sizes
 
 pytestmark = pytest.mark.root
 

@@ -21,10 +21,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from audit import complaints, devices, ruleset
 from guestnet.host import Host
 from guestnet.kernel.netlink import NetlinkSocket
 from guestnet.kernel.nft import Nft
@@ -32,11 +33,6 @@ from guestnet.store import SqliteStore
 from lab.addresses import ALLOWED
 from lab.netns import Namespace
 from lab.world import World
-
-if TYPE_CHECKING:
-    from .audit import complaints, devices, ruleset
-else:
-    from audit import complaints, devices, ruleset
 
 pytestmark = pytest.mark.root
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -24,6 +24,7 @@ from guestnet.flow.inward import Inward
 from guestnet.host import Host
 from guestnet.kernel.steering import TABLE
 from guestnet.model import Attachment, Decision
+from hostile import Answer, Door, answers, assert_open, doors, knock
 from lab.addresses import (
     ALLOWED,
     FORBIDDEN,
@@ -39,11 +40,6 @@ from lab.addresses import (
 from lab.netns import Namespace
 from lab.servers import ECHO
 from lab.world import World
-
-if TYPE_CHECKING:
-    from .hostile import Answer, Door, answers, assert_open, doors, knock
-else:
-    from hostile import Answer, Door, answers, assert_open, doors, knock
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,12 +22,7 @@ from lab.addresses import ALLOWED, METADATA, PRIVATE, RESOLVER, SITE_IPV4, SITE_
 from lab.servers import ECHO
 from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import Guest, GuestOf, Stage, of
-else:
-    from stage import Guest, GuestOf, Stage, of
+from stage import Guest, GuestOf, Stage, of
 
 pytestmark = pytest.mark.root
 

@@ -8,22 +8,16 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from guestnet.host import Host
+from hostile import assert_none_open, assert_open, doors
 from lab.addresses import ALLOWED, PRIVATE, SITE_IPV4, SITE_IPV6, Server
 from lab.internet import Servers
 from lab.netns import Namespace
 from lab.servers import ECHO
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import assert_none_open, assert_open, doors
-else:
-    from hostile import assert_none_open, assert_open, doors
 
 pytestmark = pytest.mark.root
 

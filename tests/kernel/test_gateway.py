@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -29,20 +29,14 @@ from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.gateway.service_class import class_of, hear_class, set_class
 from guestnet.host import Host
 from guestnet.model import Attachment, Decision, Finding
+from hostile import Answer, Door, assert_none_open, assert_open, knock, received
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, SITE_IPV4, SITE_IPV6
 from lab.caller import Caller, request
 from lab.servers import BANNER, ECHO
 from lab.waiting import eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import Answer, Door, assert_none_open, assert_open, knock, received
-    from .stage import of, refused
-else:
-    from hostile import Answer, Door, assert_none_open, assert_open, knock, received
-    from stage import of, refused
+from stage import of, refused
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import dns.edns
 import dns.message
@@ -21,6 +21,7 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
+from hostile import Answer, Door, assert_open, knock
 from lab.addresses import (
     ALLOWED,
     FORBIDDEN,
@@ -37,34 +38,17 @@ from lab.liar import SILENT
 from lab.servers import BANNER, ECHO, HTTP, HTTPS
 from lab.waiting import PATIENCE_S
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import Answer, Door, assert_open, knock
-    from .stage import (
-        Guest,
-        GuestOf,
-        Stage,
-        assert_no_such_name,
-        at_once,
-        explained,
-        in_family,
-        open_host,
-        refused,
-    )
-else:
-    from hostile import Answer, Door, assert_open, knock
-    from stage import (
-        Guest,
-        GuestOf,
-        Stage,
-        assert_no_such_name,
-        at_once,
-        explained,
-        in_family,
-        open_host,
-        refused,
-    )
+from stage import (
+    Guest,
+    GuestOf,
+    Stage,
+    assert_no_such_name,
+    at_once,
+    explained,
+    in_family,
+    open_host,
+    refused,
+)
 
 pytestmark = pytest.mark.root
 

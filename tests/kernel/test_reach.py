@@ -12,12 +12,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from guestnet.host import Host
 from guestnet.model import Attachment
+from hostile import (
+    PATIENCE_S,
+    SILENCE_S,
+    Answer,
+    Door,
+    Heard,
+    all_of,
+    answers,
+    assert_none_open,
+    assert_open,
+    doors,
+    flowing,
+    knock,
+    received,
+)
 from lab.addresses import (
     ALLOWED,
     FORBIDDEN,
@@ -37,40 +51,6 @@ from lab.internet import Servers
 from lab.netns import Namespace, veth
 from lab.servers import BANNER, ECHO, HTTP
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import (
-        PATIENCE_S,
-        SILENCE_S,
-        Answer,
-        Door,
-        Heard,
-        all_of,
-        answers,
-        assert_none_open,
-        assert_open,
-        doors,
-        flowing,
-        knock,
-        received,
-    )
-else:
-    from hostile import (
-        PATIENCE_S,
-        SILENCE_S,
-        Answer,
-        Door,
-        Heard,
-        all_of,
-        answers,
-        assert_none_open,
-        assert_open,
-        doors,
-        flowing,
-        knock,
-        received,
-    )
 
 pytestmark = pytest.mark.root
 

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from guestnet.host import Host
+from hostile import assert_open, doors
 from lab.addresses import ALLOWED
 from lab.servers import ECHO
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import assert_open, doors
-else:
-    from hostile import assert_open, doors
 
 pytestmark = pytest.mark.root
 

@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,12 +15,7 @@ from guestnet.host import Host
 from lab.addresses import ALLOWED, RESOLVER
 from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import Guest, Stage, refused
-else:
-    from stage import Guest, Stage, refused
+from stage import Guest, Stage, refused
 
 pytestmark = pytest.mark.root
 

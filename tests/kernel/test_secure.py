@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dns.message
 import dns.rcode
@@ -23,12 +22,7 @@ from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, Server
 from lab.moody import Resolver
 from lab.waiting import eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import Guest, Stage, explanation
-else:
-    from stage import Guest, Stage, explanation
+from stage import Guest, Stage, explanation
 
 pytestmark = pytest.mark.root
 

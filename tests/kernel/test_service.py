@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dns.edns
 import dns.message
@@ -21,12 +20,7 @@ from lab.addresses import ALLOWED, FORBIDDEN, LIAR, PRIVATE, RESOLVER
 from lab.moody import Resolver
 from lab.waiting import eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import Guest, GuestOf, Stage, assert_no_such_name, explained, in_family, refused
-else:
-    from stage import Guest, GuestOf, Stage, assert_no_such_name, explained, in_family, refused
+from stage import Guest, GuestOf, Stage, assert_no_such_name, explained, in_family, refused
 
 pytestmark = pytest.mark.root
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from scapy.layers.dhcp import BOOTP, DHCP
@@ -51,18 +51,13 @@ from scapy.packet import Raw
 from guestnet.address.derive import link_local
 from guestnet.host import Host
 from guestnet.model import Attachment
+from hostile import BRIDGE_GROUP, BROADCAST, LINK_GROUP, LLDP_GROUP, Wire, assert_open, doors
 from lab.addresses import ALLOWED, METADATA, PRIVATE, ROUTER_IPV4, SITE_IPV4, SITE_IPV6, Server
 from lab.capture import Capture, Frame
 from lab.internet import Servers
 from lab.netns import Namespace
 from lab.servers import ECHO
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import BRIDGE_GROUP, BROADCAST, LINK_GROUP, LLDP_GROUP, Wire, assert_open, doors
-else:
-    from hostile import BRIDGE_GROUP, BROADCAST, LINK_GROUP, LLDP_GROUP, Wire, assert_open, doors
 
 pytestmark = pytest.mark.root
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING
 
 import dns.rcode
 import pytest
@@ -15,12 +14,7 @@ from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, RESOLVER
 from lab.servers import BANNER, ECHO, HTTP, HTTPS
 from lab.waiting import PATIENCE_S
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import Guest, GuestOf, Stage, assert_no_such_name, at_once, open_host, refused
-else:
-    from stage import Guest, GuestOf, Stage, assert_no_such_name, at_once, open_host, refused
+from stage import Guest, GuestOf, Stage, assert_no_such_name, at_once, open_host, refused
 
 pytestmark = pytest.mark.root
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -14,12 +14,7 @@ from guestnet.errors import ConfigError, ConflictError, HostError, NotFoundError
 from guestnet.kernel.tap import FrameDevice, Offload, Tap, attach, ioctl, random_mac
 from guestnet.kernel.tap.ioctl import Ioctl
 from guestnet.model import check_mac
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .tapns import Faults, ip, link, make_persistent, names
-else:
-    from tapns import Faults, ip, link, make_persistent, names
+from tapns import Faults, ip, link, make_persistent, names
 
 pytest_plugins = ("tapns",)
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("tap_netns")]

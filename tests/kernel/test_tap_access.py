@@ -9,19 +9,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from guestnet.errors import BusyError, ConflictError, NotFoundError
 from guestnet.kernel.tap import Tap, attach, holders, ioctl
 from guestnet.kernel.tap.ioctl import Ioctl, TunFlag
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .tapns import ip, link, make_persistent, names
-else:
-    from tapns import ip, link, make_persistent, names
+from tapns import ip, link, make_persistent, names
 
 pytest_plugins = ("tapns",)
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("tap_netns")]

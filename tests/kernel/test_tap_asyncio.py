@@ -7,7 +7,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from scapy.layers.inet import UDP
@@ -16,20 +16,11 @@ from scapy.layers.l2 import ARP, Ether
 from guestnet.errors import HostError
 from guestnet.frames.virtio import VirtioNetHeader
 from guestnet.kernel.tap import Tap
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .tapguest import (
-        GUEST_ARP,
-        udp_to_guest,
-        up,
-    )
-else:
-    from tapguest import (
-        GUEST_ARP,
-        udp_to_guest,
-        up,
-    )
+from tapguest import (
+    GUEST_ARP,
+    udp_to_guest,
+    up,
+)
 
 pytest_plugins = ("tapns", "tapguest")
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("tap_netns")]

@@ -5,18 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from guestnet.errors import HostError
 from guestnet.kernel.tap import Tap
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .tapns import Faults, link, make_persistent, names
-else:
-    from tapns import Faults, link, make_persistent, names
+from tapns import Faults, link, make_persistent, names
 
 pytest_plugins = ("tapns",)
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("tap_netns")]

@@ -6,21 +6,14 @@ import asyncio
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.l2 import ARP, Ether
 
 from guestnet import FramePort, receive_tap
 from guestnet.errors import BusyError, ConfigError, HostError
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .transporting import Scene, answers_arp, arp, pings
-    from .vmmpeer import Line
-else:
-    from transporting import Scene, answers_arp, arp, pings
-    from vmmpeer import Line
+from transporting import Scene, answers_arp, arp, pings
+from vmmpeer import Line
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("transporting",)

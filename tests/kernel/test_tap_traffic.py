@@ -8,7 +8,6 @@ import socket
 import subprocess
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -19,38 +18,20 @@ from scapy.packet import Packet, Raw
 from guestnet.errors import ConfigError, HostError
 from guestnet.frames.virtio import Gso, HeaderFlag, VirtioHeaderError, VirtioNetHeader
 from guestnet.kernel.tap import Offload, Tap
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .tapguest import (
-        GUEST4,
-        GUEST6,
-        GUEST_ARP,
-        GUEST_MAC,
-        HOST4,
-        HOST6,
-        HOST_MAC,
-        TIMEOUT_S,
-        answer,
-        frames,
-        udp_to_guest,
-        up,
-    )
-else:
-    from tapguest import (
-        GUEST4,
-        GUEST6,
-        GUEST_ARP,
-        GUEST_MAC,
-        HOST4,
-        HOST6,
-        HOST_MAC,
-        TIMEOUT_S,
-        answer,
-        frames,
-        udp_to_guest,
-        up,
-    )
+from tapguest import (
+    GUEST4,
+    GUEST6,
+    GUEST_ARP,
+    GUEST_MAC,
+    HOST4,
+    HOST6,
+    HOST_MAC,
+    TIMEOUT_S,
+    answer,
+    frames,
+    udp_to_guest,
+    up,
+)
 
 pytest_plugins = ("tapns", "tapguest")
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("tap_netns")]

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from websockets.sync.client import connect as connect_websocket
@@ -28,12 +28,7 @@ from guestnet.model import Attachment
 from lab.addresses import FORBIDDEN, RESOLVER
 from lab.workshop import GREETING, HTTP2, HTTPS, PACKAGE, PROJECT, SMTP, WEBSOCKET
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .stage import AT_ONCE_S, Guest, Stage, at_once
-else:
-    from stage import AT_ONCE_S, Guest, Stage, at_once
+from stage import AT_ONCE_S, Guest, Stage, at_once
 
 pytestmark = pytest.mark.root
 

@@ -9,19 +9,14 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from guestnet.errors import ConfigError, ConflictError
 from guestnet.model import Attachment
 from lab.waiting import eventually
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .transporting import OPEN, Scene, arp, pings, to_the_guest
-else:
-    from transporting import OPEN, Scene, arp, pings, to_the_guest
+from transporting import OPEN, Scene, arp, pings, to_the_guest
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("transporting",)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -21,20 +20,13 @@ from guestnet import receive_tap
 from guestnet.errors import BusyError
 from guestnet.frames.transport import Transport
 from guestnet.host import Host
+from hostile import assert_none_open, assert_open, doors, flowing
 from lab import processes
 from lab.addresses import ALLOWED, METADATA
 from lab.waiting import eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .hostile import assert_none_open, assert_open, doors, flowing
-    from .transporting import KINDS, OPEN, TRAFFIC, Scene, answers_arp, arp, pings, to_the_guest
-    from .vmmpeer import Line, Vmm
-else:
-    from hostile import assert_none_open, assert_open, doors, flowing
-    from transporting import KINDS, OPEN, TRAFFIC, Scene, answers_arp, arp, pings, to_the_guest
-    from vmmpeer import Line, Vmm
+from transporting import KINDS, OPEN, TRAFFIC, Scene, answers_arp, arp, pings, to_the_guest
+from vmmpeer import Line, Vmm
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("transporting",)

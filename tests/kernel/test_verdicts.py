@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -47,11 +46,7 @@ from guestnet.policy import (
 from lab.addresses import ROUTER_IPV4, ROUTER_IPV6, SERVERS, SITE_IPV4, SITE_IPV6, UPLINK
 from lab.netns import Namespace
 from lab.world import World
-
-if TYPE_CHECKING:
-    from .packets import ICMPV4, ICMPV6, OTHERS, TCP, UDP, Address, Packet, mark_of, marked
-else:
-    from packets import ICMPV4, ICMPV6, OTHERS, TCP, UDP, Address, Packet, mark_of, marked
+from packets import ICMPV4, ICMPV6, OTHERS, TCP, UDP, Address, Packet, mark_of, marked
 
 pytestmark = pytest.mark.root
 

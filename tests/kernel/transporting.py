@@ -10,7 +10,7 @@ import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP
@@ -22,12 +22,7 @@ from guestnet.model import Attachment, TransportInfo
 from lab.addresses import ALLOWED
 from lab.waiting import eventually
 from lab.world import World
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .vmmpeer import Line, Vmm
-else:
-    from vmmpeer import Line, Vmm
+from vmmpeer import Line, Vmm
 
 KINDS = ("stream", "stream-client", "dgram", "stream+vnet", "dgram+vnet")
 #: The site itself may send to the guest.
