@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from attachments import attachment
 from guestnet.errors import ConfigError
 from guestnet.frames.transport import Kind, Transport
 from guestnet.model import Attachment, AttachRequest
 from guestnet.plan import guest_device
 from guestnet.pump.reports import read_report
 from guestnet.vmm import render
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .test_vmm import attachment
-else:
-    from test_vmm import attachment
 
 
 def given(transport: str, **changes: Any) -> Attachment:

@@ -12,32 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attachments import attachment
 from guestnet.errors import ConfigError
-from guestnet.model import Attachment, check_guest_id, check_interface_name
+from guestnet.model import check_guest_id, check_interface_name
 from guestnet.vmm import FORMATS, format_named, render
 
 TAP_FORMATS = ("firecracker", "firecracker-snapshot", "cloud-hypervisor", "qemu", "libkrun")
-
-
-def attachment(**changes: Any) -> Attachment:
-    """A dual-stack guest of a routed network, with one resolver of each family."""
-    fields: dict[str, Any] = {
-        "guest": "vm-1",
-        "network": "default",
-        "topology": "routed",
-        "generation": 1,
-        "slot": 1,
-        "tap": "gn1",
-        "mac": "02:6d:73:00:01:02",
-        "ipv4": "172.16.0.6/30",
-        "ipv6": "fd42:6d73:62:1::2/64",
-        "gateway_ipv4": "172.16.0.5",
-        "gateway_ipv6": "fd42:6d73:62:1::1",
-        "mtu": 1420,
-        "dns": ("2620:fe::fe", "9.9.9.9"),
-        "policy": "",
-    }
-    return Attachment(**(fields | changes))
 
 
 def _acceptable(check: Any) -> Any:

@@ -7,33 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from attachments import attachment
 from guestnet.errors import ConfigError
 from guestnet.model import Attachment
 from guestnet.vmm import render
 
 IPV4_ONLY: dict[str, Any] = {"ipv6": None, "gateway_ipv6": None}
 IPV6_ONLY: dict[str, Any] = {"ipv4": None, "gateway_ipv4": None}
-
-
-def attachment(**changes: Any) -> Attachment:
-    """A dual-stack guest of a routed network, with one resolver of each family."""
-    fields: dict[str, Any] = {
-        "guest": "vm-1",
-        "network": "default",
-        "topology": "routed",
-        "generation": 1,
-        "slot": 1,
-        "tap": "gn1",
-        "mac": "02:6d:73:00:01:02",
-        "ipv4": "172.16.0.6/30",
-        "ipv6": "fd42:6d73:62:1::2/64",
-        "gateway_ipv4": "172.16.0.5",
-        "gateway_ipv6": "fd42:6d73:62:1::1",
-        "mtu": 1420,
-        "dns": ("2620:fe::fe", "9.9.9.9"),
-        "policy": "",
-    }
-    return Attachment(**(fields | changes))
 
 
 def test_kernel_argument_is_exact() -> None:
