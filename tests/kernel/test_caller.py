@@ -11,17 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from guestnet.cli.run import GRACE_S
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .runs import NAME, PATIENCE_S, Stage, as_root, eventually, left
-else:
-    from runs import NAME, PATIENCE_S, Stage, as_root, eventually, left
+from runs import NAME, PATIENCE_S, Stage, as_root, eventually, left
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("runs",)

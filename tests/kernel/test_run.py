@@ -8,47 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, SITE_IPV4, SITE_IPV6, Server
 from lab.internet import Servers
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .runs import (
-        BOTH,
-        CURL,
-        HOME,
-        NAME,
-        PATIENCE_S,
-        Stage,
-        as_root,
-        eventually,
-        find,
-        left,
-        running,
-        tree,
-        url,
-    )  # fmt: skip
-else:
-    from runs import (
-        BOTH,
-        CURL,
-        HOME,
-        NAME,
-        PATIENCE_S,
-        Stage,
-        as_root,
-        eventually,
-        find,
-        left,
-        running,
-        tree,
-        url,
-    )  # fmt: skip
+from runs import (
+    BOTH,
+    CURL,
+    HOME,
+    NAME,
+    PATIENCE_S,
+    Stage,
+    as_root,
+    eventually,
+    find,
+    left,
+    running,
+    tree,
+    url,
+)  # fmt: skip
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("runs",)

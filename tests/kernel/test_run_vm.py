@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -21,12 +21,7 @@ from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE
 from lab.image import Image, image
 from lab.servers import ECHO
 from lab.user import User
-
-# The tests are no package; only mypy knows them as one.
-if TYPE_CHECKING:
-    from .runs import HOME, NAME, PATIENCE_S, Stage, as_root, eventually, find, left, url
-else:
-    from runs import HOME, NAME, PATIENCE_S, Stage, as_root, eventually, find, left, url
+from runs import HOME, NAME, PATIENCE_S, Stage, as_root, eventually, find, left, url
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("runs",)
