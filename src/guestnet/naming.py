@@ -13,14 +13,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Annotated, NamedTuple, NoReturn, TypeAlias
+from typing import NamedTuple, NoReturn, TypeAlias
 
 import idna
-from pydantic import BeforeValidator
 
 from .errors import ConfigError
 
 Address: TypeAlias = IPv4Address | IPv6Address
+#: Names of a network's own.
+Records: TypeAlias = dict[str, tuple[Address | str, ...]]
 
 #: RFC 1035 section 2.3.4, as text without the root's dot.
 MAX_NAME = 253
@@ -176,8 +177,11 @@ def _split(place: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _resolver(value: object) -> Address | str:
-    """One of the `dns` of a network: an address, or the canonical text of one over TLS."""
+def read_resolver(value: object) -> Address | str:
+    """One of the `dns` of a network: an address, or the canonical text of one over TLS.
+
+    Raises `ValueError`.
+    """
     if isinstance(value, (IPv4Address, IPv6Address)):
         return value
     if not isinstance(value, str):
@@ -186,21 +190,21 @@ def _resolver(value: object) -> Address | str:
     return str(found) if found.tls else found.address
 
 
-Resolver = Annotated[IPv4Address | IPv6Address | str, BeforeValidator(_resolver)]
-
-
 # -- records -----------------------------------------------------------------------------------
 
 
-def _records(value: object) -> dict[str, tuple[Address | str, ...]]:
-    """Names with their addresses, or each with the one name that it is an alias of."""
+def read_records(value: object) -> Records:
+    """Names with their addresses, or each with the one name that it is an alias of.
+
+    Raises `ConfigError`.
+    """
     if not isinstance(value, Mapping):
         raise ConfigError("records", value, "is a table of names: {'db.test': ['10.0.0.5']}")
     if len(value) > MAX_RECORDS:
         raise ConfigError(
             "records", len(value), f"a network has records for at most {MAX_RECORDS} names"
         )
-    found: dict[str, tuple[Address | str, ...]] = {}
+    found: Records = {}
     for text, data in value.items():
         name = _record_name(text)
         if name in found:
@@ -258,7 +262,7 @@ def _record_value(key: str, value: object) -> Address | str:
     return address
 
 
-def _check_alias(name: str, records: Mapping[str, tuple[Address | str, ...]]) -> None:
+def _check_alias(name: str, records: Records) -> None:
     """Raise `ConfigError` if aliases from `name` on lead in a circle."""
     seen = {name}
     target = records[name][0]
@@ -267,8 +271,3 @@ def _check_alias(name: str, records: Mapping[str, tuple[Address | str, ...]]) ->
             raise ConfigError(f"records.{name}", target, "aliases lead in a circle")
         seen.add(target)
         target = records[target][0] if target in records else IPv4Address(0)
-
-
-Records = Annotated[
-    dict[str, tuple[IPv4Address | IPv6Address | str, ...]], BeforeValidator(_records)
-]

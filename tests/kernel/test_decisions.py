@@ -11,6 +11,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def test_a_connection_is_told_when_it_begins_and_when_it_ended(
     assert ended.bytes_up > 100
     assert ended.bytes_down > 200  # with the headers of IP
     assert 0 < ended.duration_s < 60
-    changing = {"time", "event", "bytes_up", "bytes_down", "duration_s", "omitted"}
-    assert ended.model_dump(exclude=changing) == begun.model_dump(exclude=changing)
+    changing = ("time", "event", "bytes_up", "bytes_down", "duration_s", "omitted")
+    assert replace(ended, **{key: getattr(begun, key) for key in changing}) == begun
 
 
 @FAMILIES

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TypeVar
@@ -24,9 +25,10 @@ from typing import TypeVar
 import pytest
 
 from guestnet.errors import ConflictError, NotFoundError, PolicyError
-from guestnet.gateway import AddPins, Gateway
+from guestnet.gateway.messages import AddPins
 from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.gateway.service_class import class_of, hear_class, set_class
+from guestnet.gateway.supervisor import Gateway
 from guestnet.host import Host
 from guestnet.model import Attachment, Decision, Finding
 from hostile import Answer, Door, assert_none_open, assert_open, knock, received
@@ -295,7 +297,7 @@ def test_pins_that_the_kernel_refuses_do_not_keep_others_from_standing(scene: Sc
     relays = scene.host._relays
     assert relays.gateway is not None
     known = relays.gateway._guests["vm"]
-    absent = known.model_copy(update={"policy": f"allow@{NAME}:udp:1"})
+    absent = replace(known, policy=f"allow@{NAME}:udp:1")
     pins = ((0, of(ALLOWED, 4)),)
     report = AddPins(sequence=1, guest="vm", told=known.sequence, pins=pins, ttl_s=60)
     scene.host._pins.add([(report, absent), (report, known)])

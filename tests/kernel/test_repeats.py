@@ -25,11 +25,10 @@ from hypothesis import strategies as st
 
 from guestnet.dns import GRACE_S, Pins
 from guestnet.flow import Reactor
-from guestnet.gateway import AddPins
 from guestnet.gateway.asking import Asking
 from guestnet.gateway.doorway import Doorway
 from guestnet.gateway.guests import Guest, Guests
-from guestnet.gateway.messages import Message, SetGuest, SetNetwork, SetPlaces
+from guestnet.gateway.messages import AddPins, Message, SetGuest, SetNetwork, SetPlaces
 from guestnet.gateway.pinning import GUEST_PINS, Pinning
 from guestnet.gateway.resolving import Resolving
 from guestnet.gateway.secure import Secure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
@@ -11,7 +12,7 @@ import pytest
 from guestnet.dns import Pins
 from guestnet.flow import Reactor
 from guestnet.gateway.guests import Guest, Guests
-from guestnet.gateway.messages import ForgetGuest, Pinned, SetGuest
+from guestnet.gateway.messages import ForgetGuest, SetGuest
 from guestnet.gateway.siblings import RETRY_S, Inbox, Siblings
 
 NAME = "allowed.example.test"
@@ -125,7 +126,7 @@ def tell(two: Worker, wire: Worker, packet: bytes) -> None:
 
 def packet(**changes: object) -> bytes:
     told: dict[str, object] = {"stay": 1, "name": NAME, "addresses": ((HERE, 1e9),), **changes}
-    return Pinned.model_construct(**told).model_dump_json(warnings=False).encode()  # type: ignore[arg-type]
+    return json.dumps(told, default=str).encode()
 
 
 @pytest.mark.parametrize(
@@ -139,6 +140,10 @@ def packet(**changes: object) -> bytes:
         lambda: packet(addresses=((PRIVATE, 1e9),)),
         lambda: packet(addresses=((HERE, 1e9), (IPv4Address("169.254.169.254"), 1e9))),
         lambda: packet().replace(b"1000000000.0", b"NaN"),
+        lambda: packet().replace(b"1000000000.0", b"9" * 4000),
+        lambda: packet(name="\ud800.example.test"),
+        lambda: packet(more=1),
+        lambda: b"[" * 16000,
         lambda: packet()[:-1],
     ],
 )  # fmt: skip

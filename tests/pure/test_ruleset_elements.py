@@ -79,7 +79,7 @@ def test_a_guest_of_one_family_has_no_elements_of_the_other(family: int) -> None
 
 
 def test_refusals_are_counted_by_address() -> None:
-    assert shown(counting_elements("refused", attachment(NetworkSpec()))) == {
+    assert shown(counting_elements("refused", attachment(NetworkSpec()).addresses)) == {
         ("inet", "refused4", IPV4),
         ("inet", "refused6", IPV6),
     }

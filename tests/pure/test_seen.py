@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from guestnet.host.seen import NAMES_OF_ADDRESS, REMEMBERED, Seen
-from guestnet.model import Decision
+from guestnet.model import Decision, read_decision
 from guestnet.policy import Protocol
 
 ADDRESS, OTHER = ip_address("93.184.216.34"), ip_address("2606:2800:220:1::34")
 
 
 def told(name: str, *addresses: object, verdict: str = "allow") -> Decision:
-    return Decision.model_validate(
+    return read_decision(
         {
             "time": 0, "guest": "vm", "network": "net", "kind": "dns", "protocol": "udp",
             "port": 53, "name": name, "verdict": verdict, "rule": "", "answers": addresses,
@@ -21,8 +23,8 @@ def told(name: str, *addresses: object, verdict: str = "allow") -> Decision:
 
 
 def flow(name: str, port: int) -> Decision:
-    known = {"kind": "flow", "protocol": "tcp", "port": port, "address": ADDRESS}
-    return told(name).model_copy(update=known)
+    known: dict[str, Any] = {"kind": "flow", "protocol": "tcp", "port": port, "address": ADDRESS}
+    return replace(told(name), **known)
 
 
 def test_an_address_keeps_all_its_names_the_last_first() -> None:

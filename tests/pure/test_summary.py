@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from guestnet.cli.summary import Summary
@@ -14,8 +15,8 @@ def test_a_forwarded_flow_counts_once_and_with_its_bytes() -> None:
         address=IPv4Address("93.184.216.34"), port=80, verdict="allow", rule="allow@public",
         event="begin", flow=7,
     )  # fmt: skip
-    ended = begun.model_copy(update={"event": "end", "bytes_up": 10, "bytes_down": 20})
-    refused = begun.model_copy(update={"verdict": "deny", "event": None, "omitted": 3})
+    ended = replace(begun, event="end", bytes_up=10, bytes_down=20)
+    refused = replace(begun, verdict="deny", event=None, omitted=3)
     summary = Summary()
     for decision in (begun, ended, begun, refused):
         summary.take(decision)

@@ -16,9 +16,13 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..model import NetworkSpec, Topology
+from ..model.terms import Topology
+
+if TYPE_CHECKING:
+    from ..model import NetworkSpec
 
 #: The slot is two bytes of a routed guest's MAC.
 ROUTED_SLOTS = 65536

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..model import Decision
+from ..model.decision import Decision
 from . import output
 
 #: Different lines of a summary; what is beyond is counted in one.

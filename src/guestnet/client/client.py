@@ -212,17 +212,17 @@ class Client:
 
     def decisions(self, guest: str | None = None) -> list[Decision]:
         """The last decisions, oldest first."""
-        from ..model import Decision
+        from ..model import read_decision
 
         found = self.api.get("/v1/decisions", {"id": guest})
-        return [Decision.read(each) for each in found]
+        return [read_decision(each) for each in found]
 
     def watch(self, guest: str | None = None) -> Iterator[Decision]:
         """Decisions as they are taken, until the daemon goes down or the iterator is closed."""
-        from ..model import Decision
+        from ..model import read_decision
 
         for text in self.api.stream("/v1/decisions/stream", {"id": guest}):
-            yield Decision.read(json.loads(text))
+            yield read_decision(json.loads(text))
 
     def counters(self) -> dict[str, int]:
         """Packets refused and dropped on this machine so far, by `family/reason`."""

@@ -46,8 +46,11 @@ def _one(value: BaseModel) -> Response:
 
 
 def _many(values: Iterable[BaseModel]) -> Response:
-    text = ",".join(value.model_dump_json() for value in values)
-    return Response(f"[{text}]", media_type="application/json")
+    return _listed(value.model_dump_json() for value in values)
+
+
+def _listed(texts: Iterable[str]) -> Response:
+    return Response(f"[{','.join(texts)}]", media_type="application/json")
 
 
 class Routes:
@@ -193,7 +196,7 @@ class Routes:
 
     def decisions(self, guest: GuestFilter = None) -> Response:
         """The last decisions, of all guests or of one, oldest first."""
-        return _many(self._host.decisions(guest))
+        return _listed(each.text() for each in self._host.decisions(guest))
 
     def watch(self, guest: GuestFilter = None) -> Response:
         """Decisions as they are taken, as server-sent events, until the client has enough."""
@@ -208,7 +211,7 @@ class Routes:
                 if decision is None:
                     await asyncio.sleep(WATCH_POLL_S)
                 else:
-                    yield f"data: {decision.model_dump_json(exclude_defaults=True)}\n\n"
+                    yield f"data: {decision.text(brief=True)}\n\n"
         finally:
             watch.close()
 

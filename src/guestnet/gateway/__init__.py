@@ -5,10 +5,3 @@ of their own without rights (`confine`), which are handed their sockets, told of
 by messages, and report what they decided. If one dies, it is started again and told everything once
 more; new flows that the kernel gave to it wait meanwhile, and the others' do not notice.
 """
-
-from .messages import AddPins, SetGuest
-from .process import Handed
-from .share import Share
-from .supervisor import Gateway, default_workers
-
-__all__ = ["AddPins", "Gateway", "Handed", "SetGuest", "Share", "default_workers"]

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..flow import First, Head, NotHttp, Reactor, Reason, Refused, Relay
 from ..flow.relay import Ended, Flow
-from ..model import Decision
+from ..model.decision import Decision
 from ..policy import Action, Group, Verdict
 from .deciding import Ask, Deciding, Listen, Step, refused
 from .dialling import Dialling, Reached

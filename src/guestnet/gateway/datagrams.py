@@ -29,7 +29,7 @@ from ipaddress import IPv4Address, IPv6Address
 from ..address import is_synthetic
 from ..flow import Reactor
 from ..flow.inward import PORT_UNREACHABLE, Inward, fragments, read_echo_request
-from ..model import Decision
+from ..model.decision import Decision
 from ..policy import (
     Action,
     FlowName,

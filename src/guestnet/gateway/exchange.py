@@ -10,7 +10,7 @@ from typing import Protocol as Interface
 
 from ..flow import Reactor, Timer
 from ..flow.inward import Inward, read_echo_reply
-from ..model import Decision
+from ..model.decision import Decision
 from ..policy import FlowName, Protocol, Verdict
 from .guests import Guest
 from .outward import Outward, Peer, Problem

@@ -20,7 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .doorway import Doorway
-from .messages import MAX_REPORT_BYTES, Begin, Message, Report, line, read_report
+from .messages import MAX_REPORT_BYTES, Begin, Message, Report, line
+from .reports import read_report
 from .siblings import Inbox
 
 logger = logging.getLogger(__name__)
@@ -41,12 +42,8 @@ CRASHES_KEPT, CRASHES_KEPT_S = 100, 600.0
 LAST_WORD_S = 1.0
 #: nobody: owns nothing on a machine.
 UID = GID = 65534
-#: All that a worker has of it. Looking for plugins that nobody has takes as long as all of dns.
-_ENVIRONMENT = {
-    "PYTHONMALLOC": "default",
-    "LC_ALL": "C.UTF-8",
-    "PYDANTIC_DISABLE_PLUGINS": "__all__",
-}
+#: All that a worker has of it.
+_ENVIRONMENT = {"PYTHONMALLOC": "default", "LC_ALL": "C.UTF-8"}
 
 
 @dataclass(frozen=True, slots=True)

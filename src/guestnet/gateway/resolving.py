@@ -48,7 +48,7 @@ from ..dns import (
 )
 from ..errors import ConfigError
 from ..flow import Reactor, Timer
-from ..model import Decision
+from ..model.decision import Decision
 from ..policy import (
     Action,
     DomainTarget,

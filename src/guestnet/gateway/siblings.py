@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from ..flow import Reactor
 from .guests import Guest, Guests
-from .messages import Pinned, read_pinned
+from .messages import Pinned, line, read_pinned
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class Siblings:
         addresses = self._guests.pins.promised(guest.id, name, self._reactor.now())
         if not addresses:
             return None  # past, or pushed out
-        return Pinned(stay=guest.stay, name=name, addresses=addresses).model_dump_json().encode()
+        return line(Pinned(stay=guest.stay, name=name, addresses=addresses))
 
     def _later(self, sibling: _Sibling, guest: str, name: str) -> None:
         sibling.waiting[guest, name] = None

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from ..model import Attachment, Decision, NetworkSpec
 from ..naming import Upstream
@@ -135,7 +136,7 @@ class Gateway:
                 egress=tuple(egress),
                 synthetic=synthetic,
             )
-            if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:
+            if known is not None and replace(known, sequence=order.sequence) == order:
                 return  # told before, and nothing about it is new
             self._guests[attachment.guest] = order
         self._tell(order)
@@ -156,7 +157,7 @@ class Gateway:
                 relays_all=relays_all,
             )
             known = self._networks.get(spec.name)
-            if known is not None and known.model_copy(update={"sequence": order.sequence}) == order:
+            if known is not None and replace(known, sequence=order.sequence) == order:
                 return
             self._networks[spec.name] = order
         self._tell(order)
@@ -187,7 +188,7 @@ class Gateway:
         with self._lock:
             orders = []
             for guest, known in self._guests.items():
-                orders.append(known.model_copy(update={"sequence": self._next()}))
+                orders.append(replace(known, sequence=self._next()))
                 self._guests[guest] = orders[-1]
         for order in orders:
             self._tell(order)

@@ -8,13 +8,14 @@ import os
 import select
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from typing import NoReturn
 
 from ..dns import Pins
 from ..flow import PipePool, Reactor, Relay
 from ..flow.pipes import MAX_PIPES
 from ..kernel.confine import confine
-from ..model import Decision
+from ..model.decision import Decision
 from .asking import Asking
 from .connection import Means
 from .datagrams import Datagrams
@@ -197,7 +198,7 @@ class Worker:
             self._omitted += 1
             return
         if self._omitted:
-            decision = decision.model_copy(update={"omitted": self._omitted})
+            decision = replace(decision, omitted=self._omitted)
             self._omitted = 0
         self.send(Decided(decision=decision))
 

@@ -13,9 +13,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
-from ..gateway import Share
+from ..gateway.share import Share
 from ..model import Decision
 from .seen import Seen
 
@@ -97,7 +98,7 @@ class Decisions:
                 return
             if omitted:
                 omitted += decision.omitted
-                decision = decision.model_copy(update={"omitted": omitted})
+                decision = replace(decision, omitted=omitted)
             self._recent.append(decision)
             self._write(decision)
             for watch in self._watchers:
@@ -140,7 +141,7 @@ class Decisions:
         path = self._path
         if path is None:
             return
-        text = decision.model_dump_json(exclude_defaults=True) + "\n"
+        text = decision.text(brief=True) + "\n"
         try:
             if path.exists() and path.stat().st_size + len(text) > FILE_BYTES:
                 _rotate(path)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import GuestnetError, HostError
-from ..gateway import Gateway
+from ..gateway.supervisor import Gateway
 from ..kernel.interface import Site
 from ..kernel.rootless import obstacles
 from ..kernel.rootless.remote import RootlessSite

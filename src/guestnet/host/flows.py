@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
@@ -144,14 +144,15 @@ class Flows:
             up, down = event.bytes_sent, event.bytes_answered
             if part.direction is Direction.INGRESS:
                 up, down = down, up
-            ended = {
-                "time": time.time(),
-                "event": "end",
-                "bytes_up": up,
-                "bytes_down": down,
-                "duration_s": round(event.duration_s, 6),
-            }
-            self._tell(part.attachment, told.model_copy(update=ended))
+            ended = replace(
+                told,
+                time=time.time(),
+                event="end",
+                bytes_up=up,
+                bytes_down=down,
+                duration_s=round(event.duration_s, 6),
+            )
+            self._tell(part.attachment, ended)
 
     def _parts(self, event: FlowEvent) -> Iterator[_Part]:
         """Who of our guests takes part in a flow, and how."""
@@ -174,9 +175,7 @@ class Flows:
 
     def _beginning(self, event: FlowEvent, part: _Part) -> Decision:
         name, verdict = self._passed(part)
-        return _decision(part, name, verdict).model_copy(
-            update={"event": "begin", "flow": event.id}
-        )
+        return replace(_decision(part, name, verdict), event="begin", flow=event.id)
 
     def _passed(self, part: _Part) -> tuple[str, Verdict]:
         """By which name and rule the kernel let a flow pass."""
@@ -272,12 +271,12 @@ class Flows:
         if counts.asked_at != int(decision.time):
             # Once in a second in which it is told of: more often nobody would read it.
             counts.asked_at = int(decision.time)
-            left_out = self._site.counts.left_out(attachment)
+            left_out = self._site.counts.left_out(attachment.addresses)
             counts.omitted += max(0, left_out - counts.by_kernel)
             counts.by_kernel = max(left_out, counts.by_kernel)
         omitted = counts.omitted + self._lost
         counts.omitted = self._lost = 0
-        self._tell_one(decision.model_copy(update={"omitted": omitted}) if omitted else decision)
+        self._tell_one(replace(decision, omitted=omitted) if omitted else decision)
 
     def _counts_of(self, guest: str) -> _Counts:
         return self._counts.setdefault(guest, _Counts())

@@ -290,9 +290,10 @@ class Host:
         """
         attachments = [lease.attachment for lease in leases if lease.attachment is not None]
         self._site.delete_retired([attachment.tap for attachment in attachments])
-        self._site.conntrack.forget([address for each in attachments for address in each.addresses])
+        addresses = [address for each in attachments for address in each.addresses]
+        self._site.conntrack.forget(addresses)
         self._flows.settle()
-        self._site.counts.forget(attachments)
+        self._site.counts.forget(addresses)
         self._pins.forget(attachments)
         with self._lock:
             self._leases.release(leases)
@@ -348,7 +349,7 @@ class Host:
         """A guest's traffic counters; zeros where its device is gone."""
         attachment = self.attachment(guest)
         device = self._site.device(attachment.tap)
-        refused = self._site.counts.refused(attachment)
+        refused = self._site.counts.refused(attachment.addresses)
         # What the host's end sends the guest receives.
         return Usage(
             guest=guest,

@@ -48,8 +48,9 @@ class Leases:
         """
         gone = list(interrupted)
         attachments = [lease.attachment for lease in gone if lease.attachment is not None]
-        self._site.conntrack.forget([address for each in attachments for address in each.addresses])
-        self._site.counts.forget(attachments)
+        addresses = [address for each in attachments for address in each.addresses]
+        self._site.conntrack.forget(addresses)
+        self._site.counts.forget(addresses)
         self._pins.forget(attachments)
         for each in attachments:
             self._transports.clear(each)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from ..errors import HostError
-from ..gateway import AddPins, SetGuest
+from ..gateway.messages import AddPins, SetGuest
 from ..kernel.interface import Site
 from ..model import Attachment
 from ..policy import Action, DomainTarget, FlowName, Group, Places, Policy, classify

@@ -12,8 +12,9 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..errors import HostError
-from ..gateway import Gateway, Handed, default_workers
 from ..gateway.doorway import Doorway
+from ..gateway.process import Handed
+from ..gateway.supervisor import Gateway, default_workers
 from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
 from ..kernel.trust import TrustStore

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from ..model import Decision
+from ..model.decision import Decision
 from ..policy import Protocol
 
 Address = IPv4Address | IPv6Address

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..model import Attachment
 from ..ruleset import Element, Family, counting_elements
 from ..ruleset.telling import COUNTING, LOGGED, REFUSED, UNTOLD_FLOWS
 from .nft import Nft
@@ -27,16 +26,16 @@ class Counts:
         with self._lock:
             return self._nft.counters()
 
-    def refused(self, attachment: Attachment) -> int:
-        """Packets refused to a guest."""
-        return self._counted(REFUSED, attachment)
+    def refused(self, addresses: Collection[Address]) -> int:
+        """Packets refused to a guest with these addresses."""
+        return self._counted(REFUSED, addresses)
 
-    def left_out(self, attachment: Attachment) -> int:
-        """Flows and refusals of a guest that were beyond its share of what is told."""
+    def left_out(self, addresses: Collection[Address]) -> int:
+        """Flows and refusals of such a guest that were beyond its share of what is told."""
         # In this order: what happens meanwhile is not taken for left out.
-        refused = self._counted(REFUSED, attachment)
-        logged = self._counted(LOGGED, attachment)
-        return max(0, refused - logged) + self._counted(UNTOLD_FLOWS, attachment)
+        refused = self._counted(REFUSED, addresses)
+        logged = self._counted(LOGGED, addresses)
+        return max(0, refused - logged) + self._counted(UNTOLD_FLOWS, addresses)
 
     def left_out_so_far(self) -> dict[Address, int]:
         """The same of every address, as far as it is not 0."""
@@ -49,9 +48,9 @@ class Counts:
                         found[address] = found.get(address, 0) + sign * count
         return {address: count for address, count in found.items() if count > 0}
 
-    def _counted(self, word: str, attachment: Attachment) -> int:
+    def _counted(self, word: str, addresses: Collection[Address]) -> int:
         with self._lock:
-            found = counting_elements(word, attachment)
+            found = counting_elements(word, addresses)
             return sum(self._nft.counted_one(element) for element in found)
 
     def seen(self, guest: Address) -> list[tuple[Address, int, int]]:
@@ -71,13 +70,12 @@ class Counts:
                         found.append((peer, rest[0], 0))
         return found
 
-    def forget(self, attachments: Iterable[Attachment]) -> None:
-        """Delete what was counted of guests."""
+    def forget(self, addresses: Collection[Address]) -> None:
+        """Delete what was counted of guests with these addresses."""
         by_set: dict[str, list[Element]] = {}
-        for attachment in attachments:
-            for word in COUNTING:
-                for element in counting_elements(word, attachment):
-                    by_set.setdefault(element.set_name, []).append(element)
+        for word in COUNTING:
+            for element in counting_elements(word, addresses):
+                by_set.setdefault(element.set_name, []).append(element)
         with self._lock:
             for name, members in by_set.items():
                 standing = self._nft.counted(Family.INET, name)

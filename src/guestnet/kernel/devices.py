@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from ipaddress import IPv6Network
 
 from ..errors import ConfigError, ConflictError, HostError
-from ..model import MTU_MIN_IPV6
+from ..model.terms import MTU_MIN_IPV6
 from ..plan import BridgeDevice, GuestDevice
 from ..ruleset.names import GROUP_RETIRED
 from . import link, netns

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, IPv6Network
+from typing import TYPE_CHECKING
 
 from ..address.derive import Placement, bridge_mac
-from ..model import Attachment, NetworkSpec, Topology
+from ..model.terms import Topology
 from ..ruleset import Element, PolicyChains
 from ..ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_ROUTED
+
+if TYPE_CHECKING:
+    from ..model import Attachment, NetworkSpec
 
 Interface = IPv4Interface | IPv6Interface
 Address = IPv4Address | IPv6Address

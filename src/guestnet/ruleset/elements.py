@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
 
 from ..address.derive import link_local
-from ..model import Attachment, Topology
+from ..model.terms import Topology
 from .chains import members_set, pins_set
 from .names import TABLE, Family
+
+if TYPE_CHECKING:
+    from ..model import Attachment
 
 Address = IPv4Address | IPv6Address
 
@@ -66,12 +70,11 @@ def guest_elements(attachment: Attachment, policy: str) -> tuple[Element, ...]:
     return (*_identity(attachment), *_membership(attachment, policy))
 
 
-def counting_elements(word: str, attachment: Attachment) -> tuple[Element, ...]:
-    """Where something is counted of this guest (`telling.COUNTING`); they outlive it."""
-    return tuple(
-        Element(Family.INET, f"{word}{address.version}", address.packed)
-        for address in attachment.addresses
-    )
+def counting_elements(
+    word: str, addresses: Iterable[IPv4Address | IPv6Address]
+) -> tuple[Element, ...]:
+    """Where something is counted of guests (`telling.COUNTING`); they outlive them."""
+    return tuple(Element(Family.INET, f"{word}{each.version}", each.packed) for each in addresses)
 
 
 def _identity(attachment: Attachment) -> Iterator[Element]:

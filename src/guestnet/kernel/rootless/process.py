@@ -5,7 +5,6 @@ Light, so that it can be started before anything heavy is imported: both take ab
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -96,8 +95,6 @@ class Agent:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    # Looking for plugins that nobody has takes as long as a namespace.
-                    env={**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"},
                     cwd="/",
                 )
         except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ...errors import BusyError, GuestnetError, HostError
-from ...model import TAP_FD_QUEUES_MAX
+from ...model.terms import TAP_FD_QUEUES_MAX
 from .. import descriptors
 from .device import Tap
 from .ioctl import Offload

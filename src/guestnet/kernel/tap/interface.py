@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Self
 
 from ...errors import ConfigError, HostError
-from ...model import check_mac
+from ...model.terms import check_mac
 from . import attach, ioctl
 from .attach import Attached
 from .control import Control, Interface
