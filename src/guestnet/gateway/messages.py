@@ -149,7 +149,7 @@ class Begin(Message):
 
 @dataclass(frozen=True, kw_only=True)
 class TellPins(Message):
-    """A sibling was started again, and knows no pins."""
+    """A sibling has ended: who comes in its place knows no pins, and finds them in the inbox."""
 
     kind: Literal["tell-pins"] = "tell-pins"
     #: Its number.

@@ -101,6 +101,7 @@ class WorkerProcess:
         changed: threading.Condition,
         known: Callable[[], list[Message]],
         hear: Callable[[WorkerProcess, Sequence[Report]], None],
+        ended: Callable[[WorkerProcess], None],
     ) -> None:
         self.number = number
         #: Times that the process ended unasked.
@@ -115,6 +116,7 @@ class WorkerProcess:
         self._changed = changed
         self._known = known
         self._on_report = hear
+        self._on_end = ended
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._sending = threading.Lock()
@@ -181,6 +183,7 @@ class WorkerProcess:
                 return
             self.crashes += 1
             self.crashed_at.append(time.monotonic())
+            self._on_end(self)
             lived = time.monotonic() - began
             logger.error("worker %d ended after %.1f s; starting it again", self.number, lived)
             pause = PAUSE_S if lived >= SHORT_LIFE_S else min(pause * 2, PAUSE_MAX_S)

@@ -7,7 +7,7 @@ its own inbox before pins decide: then nobody has to wait for anybody.
 The inboxes are opened and kept by the daemon, like the doors. A sibling that does not empty its
 inbox (it is stopped, dead or slow) holds nobody up: answers go out, and it is told as soon as there
 is room. Until then it resolves for itself names that clients speak, and refuses what pins alone
-decide. One that was started again is told everything once more.
+decide. When one ends, the others tell whoever comes in its place everything once more.
 
 Siblings read guests' bytes as well, so what they tell opens no more here than what is resolved
 here: public addresses, such as the guest's policy opens by address, and synthetic ones.
@@ -110,7 +110,7 @@ class Siblings:
                 self._later(sibling, guest.id, name)
 
     def tell_all(self, number: int) -> None:
-        """A sibling was started again: tell it of all pins, as it has room."""
+        """A sibling has ended: tell its successor of all pins, as the inbox has room."""
         sibling = self._siblings.get(number)
         if sibling is not None:
             for guest, name in self._guests.pins.all():

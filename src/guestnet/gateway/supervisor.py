@@ -78,8 +78,9 @@ class Gateway:
         self._sequence = 0
         self._stopping = False
         self._confinement: dict[int, tuple[str, ...]] = {}
+        self.workers: tuple[WorkerProcess, ...] = ()
         self.workers = tuple(
-            WorkerProcess(number, handed, self._lock, self._known, self._hear)
+            WorkerProcess(number, handed, self._lock, self._known, self._hear, self._ended)
             for number in range(len(handed.doorways))
         )
 
@@ -285,9 +286,6 @@ class Gateway:
                         "worker %d (%s) is ready, confined by %s",
                         worker.number, worker.pid, ", ".join(confinement),
                     )  # fmt: skip
-                    for sibling in self.workers if worker.crashes else ():
-                        if sibling is not worker:
-                            sibling.send(TellPins(worker=worker.number))
                 case Done(sequence=sequence):
                     with self._lock:
                         worker.done = max(worker.done, sequence)
@@ -298,6 +296,12 @@ class Gateway:
                     self._on_decision(decision)
         if pins:
             self._pin(worker, pins)
+
+    def _ended(self, worker: WorkerProcess) -> None:
+        """Have its siblings tell the next one now: its inbox keeps that until it gets ready."""
+        for sibling in self.workers:
+            if sibling is not worker:
+                sibling.send(TellPins(worker=worker.number))
 
     def _pin(self, worker: WorkerProcess, reports: Sequence[AddPins]) -> None:
         """Have pins stand, and say so."""
