@@ -10,21 +10,18 @@ from typing import Annotated
 import typer
 
 from ..errors import GuestnetError
-from . import execute, guests, handed, lifecycle, machine, networks, policies, run, watch
 from .context import Context, of
+from .rooms import Commands
 
 app = typer.Typer(
     name="guestnet",
+    cls=Commands,
     help="Networks for microVM guests that nobody trusts.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _room in (lifecycle, guests, machine, execute, handed, run, watch):
-    _room.register(app)
-app.add_typer(networks.app, name="network")
-app.add_typer(policies.app, name="policy")
 
 
 @app.callback()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..client import Api
 from ..settings import Settings
+
+if TYPE_CHECKING:
+    from ..client import Api
 
 
 @dataclass
@@ -36,7 +38,9 @@ class Context:
 
     @cached_property
     def api(self) -> Api:
-        """The daemon's API."""
+        """The daemon's API; who asks nothing, as `run`, waits for no HTTP to be imported."""
+        from ..client import Api
+
         return Api(self.settings().client_socket)
 
 

@@ -12,7 +12,9 @@ from . import output
 from .context import Json, of
 from .values import policy_text, records, several
 
-app = typer.Typer(help="Pools of guests' addresses.", no_args_is_help=True, rich_markup_mode=None)
+commands = typer.Typer(
+    help="Pools of guests' addresses.", no_args_is_help=True, rich_markup_mode=None
+)
 
 _DNS = (
     "Resolvers, repeated or with commas: ADDRESS, or tls://ADDRESS[:PORT][#NAME]; `none` for the "
@@ -22,7 +24,12 @@ _RECORD = "A name of the network's own as NAME=ADDRESS or NAME=OTHER-NAME, repea
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
-@app.command()
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(commands, name="network")
+
+
+@commands.command()
 def create(
     ctx: typer.Context,
     name: Name,
@@ -87,7 +94,7 @@ def create(
     _print(of(ctx).api.post("/v1/networks", document), json)
 
 
-@app.command()
+@commands.command()
 def ls(ctx: typer.Context, json: Json = False) -> None:
     """List the networks."""
     found = of(ctx).api.get("/v1/networks")
@@ -107,13 +114,13 @@ def ls(ctx: typer.Context, json: Json = False) -> None:
     output.table(headers, rows)
 
 
-@app.command()
+@commands.command()
 def show(ctx: typer.Context, name: Name, json: Json = False) -> None:
     """Show a network, and which parts of its pools are left out because the host uses them."""
     _print(of(ctx).api.get(network_path(name)), json)
 
 
-@app.command()
+@commands.command()
 def rm(ctx: typer.Context, name: Name, json: Json = False) -> None:
     """Remove a network that has no guests."""
     of(ctx).api.delete(network_path(name))

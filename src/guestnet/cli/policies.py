@@ -11,7 +11,7 @@ from . import output
 from .context import Json, of
 from .values import destination, policy_text
 
-app = typer.Typer(
+commands = typer.Typer(
     help="What guests may do, asked in advance.", no_args_is_help=True, rich_markup_mode=None
 )
 
@@ -19,7 +19,12 @@ app = typer.Typer(
 EXIT_DENIED = 10
 
 
-@app.command()
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(commands, name="policy")
+
+
+@commands.command()
 def check(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The policy.")] = None,
     file: Annotated[str | None, typer.Option(help="The same in a file; - is stdin.")] = None,
@@ -42,7 +47,7 @@ def check(
         output.say(f"rule {remark.rule} `{remark.text}` {remark.message}")
 
 
-@app.command(name="set")
+@commands.command(name="set")
 def set_policy(
     ctx: typer.Context,
     vm: Annotated[
@@ -79,7 +84,7 @@ def set_policy(
         output.say(f"{output.shown(vm)} has the policy {attachment['policy']}")
 
 
-@app.command()
+@commands.command()
 def suggest(
     ctx: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],
@@ -97,7 +102,7 @@ def suggest(
         output.say(found["policy"])
 
 
-@app.command()
+@commands.command()
 def explain(
     ctx: typer.Context,
     vm: Annotated[str, typer.Argument(metavar="VM", help="The guest's id.")],
