@@ -46,9 +46,8 @@ from guestnet.dns import (
 )
 from guestnet.dns.names import wire_of
 from guestnet.errors import ConfigError
-from guestnet.flow import Head, Hello, NotHello, NotHttp, read_client_hello, read_request_head
-from guestnet.flow.hello import MAX_HELLO_BYTES
-from guestnet.flow.http import MAX_HEAD_BYTES
+from guestnet.flow.hello import MAX_HELLO_BYTES, Hello, NotHello, read_client_hello
+from guestnet.flow.http import MAX_HEAD_BYTES, Head, NotHttp, read_request_head
 from guestnet.flow.requests import Requests
 from guestnet.policy import Policy, parse_policy
 

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from guestnet.dns import Pins
-from guestnet.flow import Reactor
+from guestnet.flow.reactor import Reactor
 from guestnet.gateway.datagrams import Datagrams
 from guestnet.gateway.doorway import Doorway
 from guestnet.gateway.exchange import GUEST_EXCHANGES, Limits

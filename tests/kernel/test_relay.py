@@ -21,9 +21,11 @@ from itertools import pairwise
 
 import pytest
 
-from guestnet.flow import Ended, Flow, PipePool, Reactor, Reason, Relay, way
-from guestnet.flow.pipes import PIPE_BYTES
-from guestnet.flow.relay import EVENTS, prepare
+from guestnet.flow import way
+from guestnet.flow.options import prepare
+from guestnet.flow.pipes import PIPE_BYTES, PipePool
+from guestnet.flow.reactor import Reactor
+from guestnet.flow.relay import EVENTS, Ended, Flow, Reason, Relay
 from guestnet.flow.way import COPY_BYTES, Way
 
 RESET = struct.pack("ii", 1, 0)

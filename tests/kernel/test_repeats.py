@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guestnet.dns import GRACE_S, Pins
-from guestnet.flow import Reactor
+from guestnet.flow.reactor import Reactor
 from guestnet.gateway.asking import Asking
 from guestnet.gateway.doorway import Doorway
 from guestnet.gateway.guests import Guest, Guests

@@ -10,10 +10,11 @@ from ipaddress import IPv4Address
 import pytest
 
 from guestnet.dns import Pins
-from guestnet.flow import Reactor
+from guestnet.flow.reactor import Reactor
 from guestnet.gateway.guests import Guest, Guests
+from guestnet.gateway.inbox import Inbox
 from guestnet.gateway.messages import ForgetGuest, SetGuest
-from guestnet.gateway.siblings import RETRY_S, Inbox, Siblings
+from guestnet.gateway.siblings import RETRY_S, Siblings
 
 NAME = "allowed.example.test"
 HERE = IPv4Address("151.101.1.1")

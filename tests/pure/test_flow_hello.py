@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestnet.flow import Hello, NotHello, read_client_hello
-from guestnet.flow.hello import MAX_HANDSHAKE_BYTES, MAX_HELLO_BYTES, MAX_RECORDS
+from guestnet.flow.hello import (
+    MAX_HANDSHAKE_BYTES,
+    MAX_HELLO_BYTES,
+    MAX_RECORDS,
+    Hello,
+    NotHello,
+    read_client_hello,
+)
 
 
 def openssl_hello(name: str | None = None, alpn: tuple[str, ...] = ()) -> bytes:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestnet.flow import Head, NotHttp, read_request_head
-from guestnet.flow.http import MAX_HEAD_BYTES
+from guestnet.flow.http import MAX_HEAD_BYTES, Head, NotHttp, read_request_head
 
 
 def head(*lines: str, request: str = "GET / HTTP/1.1") -> bytes:

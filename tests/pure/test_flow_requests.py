@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestnet.flow import Head, NotHttp
-from guestnet.flow.http import MAX_HEAD_BYTES
+from guestnet.flow.http import MAX_HEAD_BYTES, Head, NotHttp
 from guestnet.flow.requests import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES, Requests
 
 

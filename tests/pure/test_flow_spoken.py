@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import guestnet.flow
-from guestnet.flow import NotName, spoken_name
+from guestnet.flow.spoken import NotName, spoken_name
 
 
 @pytest.mark.parametrize(

@@ -8,36 +8,3 @@ policy's to say.
 `reactor`, `pipes`, `way` and `relay` own descriptors. They never look at a byte: the kernel moves
 it from socket to socket, and only a count of it comes by here.
 """
-
-from .first import First, is_address, read_first
-from .hello import Hello, NotHello, read_client_hello
-from .http import Head, NotHttp, read_request_head
-from .pipes import PipePool
-from .reactor import Reactor, Timer
-from .relay import Ended, Flow, Reason, Relay
-from .requests import Requests
-from .spoken import NotName, spoken_name
-from .way import Refused
-
-__all__ = [
-    "Ended",
-    "First",
-    "Flow",
-    "Head",
-    "Hello",
-    "NotHello",
-    "NotHttp",
-    "NotName",
-    "PipePool",
-    "Reactor",
-    "Reason",
-    "Refused",
-    "Relay",
-    "Requests",
-    "Timer",
-    "is_address",
-    "read_client_hello",
-    "read_first",
-    "read_request_head",
-    "spoken_name",
-]

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
+from .options import keep_alive
 from .pipes import PipePool
 from .reactor import Reactor, Timer
 from .way import COPY_BYTES, Refused, Screen, Way
@@ -22,8 +23,6 @@ from .way import COPY_BYTES, Refused, Screen, Way
 #: A flow is looked at after so long: most have ended by then, and need neither the options that
 #: notice a dead peer nor a timer.
 LOOK_S = 15.0
-#: A silent peer is asked after a minute, and lost after another: before most NATs forget it.
-KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 15, 4
 
 #: What a relay wants to know of a socket.
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI
@@ -324,17 +323,3 @@ class Flow:
         if on_end is not None:
             duration_s = relay.reactor.now() - self._began
             on_end(Ended(self._up.moved, self._down.moved, reason, duration_s, number))
-
-
-def prepare(each: socket.socket) -> None:
-    """Small writes go at once, urgent bytes stay where they were sent."""
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    each.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def keep_alive(each: socket.socket) -> None:
-    """A peer that died is noticed."""
-    each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)

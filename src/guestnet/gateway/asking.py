@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..dns import Response
-from ..flow import Reactor
+from ..flow.reactor import Reactor
 from ..naming import Upstream
 from .secure import Secure
 from .upstreams import Query

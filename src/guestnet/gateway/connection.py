@@ -16,8 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from ..flow import First, Head, NotHttp, Reactor, Reason, Refused, Relay
-from ..flow.relay import Ended, Flow
+from ..flow.first import First
+from ..flow.http import Head, NotHttp
+from ..flow.reactor import Reactor
+from ..flow.relay import Ended, Flow, Reason, Relay
+from ..flow.way import Refused
 from ..model.decision import Decision
 from ..policy import Action, Group, Verdict
 from .deciding import Ask, Deciding, Listen, Step, refused

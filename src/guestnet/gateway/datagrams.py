@@ -27,8 +27,8 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..address import is_synthetic
-from ..flow import Reactor
 from ..flow.inward import PORT_UNREACHABLE, Inward, fragments, read_echo_request
+from ..flow.reactor import Reactor
 from ..model.decision import Decision
 from ..policy import (
     Action,

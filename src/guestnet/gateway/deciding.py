@@ -19,7 +19,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..address import is_synthetic
 from ..errors import ConfigError
-from ..flow import First, Head, NotHttp, is_address
+from ..flow.first import First, is_address
+from ..flow.http import Head, NotHttp
 from ..policy import (
     NAME_SERVICES,
     REPORTED,
@@ -32,7 +33,8 @@ from ..policy import (
 )
 from .dialling import in_turn
 from .guests import Guest, Guests, is_allowed, verified
-from .peeking import SPEAKING_PORTS, Unheard
+from .peeking import Unheard
+from .ports import SPEAKING_PORTS
 
 Address = IPv4Address | IPv6Address
 

@@ -16,8 +16,9 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain, zip_longest
 
-from ..flow import Reactor, Timer
-from ..flow.relay import EVENTS, prepare
+from ..flow.options import prepare
+from ..flow.reactor import Reactor, Timer
+from ..flow.relay import EVENTS
 from .service_class import set_class
 
 Address = IPv4Address | IPv6Address

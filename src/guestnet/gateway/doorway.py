@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 from ..errors import HostError
-from ..flow.relay import keep_alive, prepare
+from ..flow.options import keep_alive, prepare
 from ..ruleset import Doors
 from .service_class import hear_class
 from .transparent import answering, echo_door, make_transparent, raw_pair

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 from typing import Protocol as Interface
 
-from ..flow import Reactor, Timer
 from ..flow.inward import Inward, read_echo_reply
+from ..flow.reactor import Reactor, Timer
 from ..model.decision import Decision
 from ..policy import FlowName, Protocol, Verdict
 from .guests import Guest

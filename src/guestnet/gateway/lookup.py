@@ -7,7 +7,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import Response, Rtype
-from ..flow import Reactor
+from ..flow.reactor import Reactor
 from ..naming import Upstream
 from .asking import Asking
 from .guests import Guest

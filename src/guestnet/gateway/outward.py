@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..flow import Reactor
 from ..flow.inward import ECHO_REQUEST, TOO_BIG
+from ..flow.reactor import Reactor
 
 #: linux/in.h, in6.h, errqueue.h
 _IP_MTU_DISCOVER, _IP_RECVERR, _IPV6_MTU_DISCOVER, _IPV6_RECVERR = 10, 11, 23, 25

@@ -6,13 +6,12 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..flow import First, NotHello, NotHttp, Reactor, read_first
+from ..flow.first import First, read_first
+from ..flow.hello import NotHello
+from ..flow.http import NotHttp
+from ..flow.reactor import Reactor
 from ..flow.relay import EVENTS
 
-#: Ports at which the client speaks first and says whom it means: TLS, and HTTP without it.
-TLS_PORTS = frozenset({443, 465, 636, 853, 989, 990, 992, 993, 994, 995, 5061, 6443, 8443, 9443})
-HTTP_PORTS = frozenset({80, 591, 3000, 5000, 8000, 8008, 8080, 8081, 8088, 8888})
-SPEAKING_PORTS = TLS_PORTS | HTTP_PORTS
 #: How long a client may take to say whom it means; after that it is refused.
 PEEK_S = 3.0
 #: Bytes read until it must have said it: the largest ClientHello or request head that is read.

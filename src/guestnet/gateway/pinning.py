@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 from ..dns import GRACE_S
-from ..flow import Reactor, Timer
+from ..flow.reactor import Reactor, Timer
 from ..policy import Action, DomainTarget, Protocol
 from .guests import Guest, Guests
 from .messages import AddPins, Message

@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .doorway import Doorway
+from .inbox import Inbox
 from .messages import MAX_REPORT_BYTES, Begin, Message, Report, line
 from .reports import read_report
-from .siblings import Inbox
 
 logger = logging.getLogger(__name__)
 

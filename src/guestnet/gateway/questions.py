@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from ..flow import Reactor
+from ..flow.reactor import Reactor
 from .guests import Guest, Guests
 from .repeats import Repeats
 

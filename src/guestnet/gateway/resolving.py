@@ -47,7 +47,7 @@ from ..dns import (
     addresses as address_answer,
 )
 from ..errors import ConfigError
-from ..flow import Reactor, Timer
+from ..flow.reactor import Reactor, Timer
 from ..model.decision import Decision
 from ..policy import (
     Action,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..flow import Head, NotHttp, Refused, Requests
+from ..flow.http import Head, NotHttp
+from ..flow.requests import Requests
+from ..flow.way import Refused
 
 _SWITCHED = b"HTTP/1.1 101"
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from ..flow import Reactor, Timer
+from ..flow.reactor import Reactor, Timer
 from ..naming import Upstream
 
 #: How long connecting and shaking hands may take.

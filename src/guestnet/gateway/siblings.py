@@ -22,14 +22,12 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ..flow import Reactor
+from ..flow.reactor import Reactor
 from .guests import Guest, Guests
 from .messages import Pinned, line, read_pinned
 
 logger = logging.getLogger(__name__)
 
-#: Bytes asked of the kernel for an inbox: some thousand packets.
-INBOX_BYTES = 1024 * 1024
 #: Bytes of a packet: 64 addresses and times take about 5,000.
 MAX_PACKET_BYTES = 16 * 1024
 #: Names that wait for room in one sibling's inbox; the oldest go.
@@ -40,31 +38,6 @@ RETRY_S = 0.05
 TURN = 4096
 #: Packets kept of guests that only the sibling has been told of yet; the oldest go.
 EARLY = 1024
-#: linux asm-generic/socket.h
-_SO_SNDBUFFORCE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Inbox:
-    """Both ends of one worker's inbox: it reads, and all its siblings write."""
-
-    reader: socket.socket
-    writer: socket.socket
-
-    @classmethod
-    def open(cls) -> Inbox:
-        """Open one; the daemon does, and closes it."""
-        reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for each in (reader, writer):
-            each.setblocking(False)
-        with suppress(PermissionError):  # without the right to it there is room for less
-            writer.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, INBOX_BYTES)
-        return cls(reader, writer)
-
-    def close(self) -> None:
-        """Close both ends."""
-        self.reader.close()
-        self.writer.close()
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 
 from ..dns import MAX_TCP_QUERY_BYTES
-from ..flow import Reactor
+from ..flow.reactor import Reactor
 from .guests import Guest, Guests
 
 #: Connections to the resolver, of one guest: they are closed when they have been idle.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from ..dns import CASE_BITS, BadResponse, Response, ask, read_response
-from ..flow import Reactor, Timer
+from ..flow.reactor import Reactor, Timer
 from ..naming import Upstream
 from .secure import Secure, Ticket
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import NoReturn
 
 from ..dns import Pins
-from ..flow import PipePool, Reactor, Relay
-from ..flow.pipes import MAX_PIPES
+from ..flow.pipes import MAX_PIPES, PipePool
+from ..flow.reactor import Reactor
+from ..flow.relay import Relay
 from ..kernel.confine import confine
 from ..model.decision import Decision
 from .asking import Asking

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 
-from ..gateway.peeking import SPEAKING_PORTS
+from ..gateway.ports import SPEAKING_PORTS
 from ..kernel.interface import Site
 from ..model import Attachment
 from ..policy import FLOOR, Group, Policy, Protocol, SeenFlow, classify, suggest

@@ -73,8 +73,10 @@ class Transports:
         return Pump(transport, owner, attachment.mtu, place, open_queue, name)
 
     def _open_tap(self, attachment: Attachment, transport: Transport) -> HandedTap:
+        from ..kernel.tap.opening import open_and_hand  # most hosts open none
+
         work = functools.partial(
-            handover.open_and_hand,
+            open_and_hand,
             attachment.tap,
             attachment.mac,
             attachment.queues,

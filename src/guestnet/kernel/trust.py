@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
 from pathlib import Path
 
 from ..errors import HostError
@@ -25,6 +24,9 @@ class TrustStore:
 
         Raises `HostError` if there is none: then no certificate could be verified.
         """
+        # For resolvers over TLS alone: whoever has none does not wait for it.
+        import ssl
+
         paths = ssl.get_default_verify_paths()
         place = paths.cafile or paths.capath
         try:

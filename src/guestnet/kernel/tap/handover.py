@@ -16,8 +16,6 @@ from typing import Any, Self
 from ...errors import BusyError, GuestnetError, HostError
 from ...model.terms import TAP_FD_QUEUES_MAX
 from .. import descriptors
-from .device import Tap
-from .ioctl import Offload
 
 #: Bytes of the line: an error that names paths and processes.
 LINE_MAX_BYTES = 8192
@@ -58,25 +56,6 @@ class HandedTap:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_and_hand(name: str, mac: str, queues: int, vnet_hdr: bool) -> socket.socket:
-    """Open a standing TAP in this namespace; the handed TAP waits in the socket returned.
-
-    A socket, as those pass from a site in another process where plain descriptors do not.
-    """
-    receiving, giving = socket.socketpair()
-    with giving:
-        try:
-            with Tap.open(name, queues=queues, vnet_hdr=vnet_hdr, existing="require") as tap:
-                words = tuple(
-                    str(flag.name).lower() for flag in Offload if flag and flag in tap.offload
-                )
-                hand(giving, TapFacts(name, mac, tap.mtu, queues, vnet_hdr, words), tap.queues)
-        except BaseException:
-            receiving.close()
-            raise
-    return receiving
 
 
 def hand(connection: socket.socket, facts: TapFacts, fds: tuple[int, ...]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
-_Key = tuple[asyncio.AbstractEventLoop, int, bool]
+if TYPE_CHECKING:
+    import asyncio
+
+_Key: TypeAlias = "tuple[asyncio.AbstractEventLoop, int, bool]"
 
 
 class Readiness:
@@ -21,6 +24,8 @@ class Readiness:
 
     async def wait(self, fd: int, *, writing: bool = False) -> None:
         """Return when `fd` can be read (or written), or shows an error condition."""
+        import asyncio  # it runs already; who does not wait in it does not wait for it
+
         loop = asyncio.get_running_loop()
         key = (loop, fd, writing)
         waiting = self._waiting.get(key)
