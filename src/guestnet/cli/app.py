@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
-from typing import Annotated
+import threading
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -63,7 +65,20 @@ def main() -> None:
         app(obj=context)
     except GuestnetError as error:
         _tell(error, context.json)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            _leave(end.code)
+        raise
+
+
+def _leave(status: int) -> NoReturn:
+    """End. Python would take its modules apart first, which is a tenth of a command's time."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if threading.active_count() > 1:
+        sys.exit(status)  # as ever, for whoever is waited for
+    os._exit(status)
 
 
 def _tell(error: GuestnetError, as_json: bool) -> None:

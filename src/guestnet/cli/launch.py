@@ -1,9 +1,11 @@
-"""The process between `guestnet run` and its command: `python -m guestnet.cli.launch SPEC`.
+"""The process between `guestnet run` and its command: `python -m guestnet.cli.launch FD`.
 
     run ── launch ── init ── command
 
-`launch` enters the site and starts `init`, the first process of a pid namespace: when it ends, for
-whatever reason, the kernel ends all that the command left behind. Each ends with the one before it.
+`launch` reads what to do from a pipe, as it is started before that is known (`launcher`); if the
+pipe ends without a word, so does it. It enters the site and starts `init`, the first process of a
+pid namespace: when it ends, for whatever reason, the kernel ends all that the command left behind.
+Each ends with the one before it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ def main() -> None:
     """Enter, start the init process, and wait for it."""
     die_with_parent()
     block()
-    spec: dict[str, Any] = json.loads(sys.argv[1])
+    with open(int(sys.argv[1]), encoding="utf-8") as told:
+        text = told.read()
+    if not text:
+        os._exit(0)
+    spec: dict[str, Any] = json.loads(text)
     user = os.getuid(), os.getgid()
     argv: list[str] = spec["argv"]
     try:
@@ -55,7 +61,7 @@ def main() -> None:
     if not init:
         os.close(mine)
         _init(alive, argv, user)
-    sys.exit(wait_for(init, lambda: reaped(init)))
+    os._exit(wait_for(init, lambda: reaped(init)))
 
 
 def _init(parent: int, argv: Sequence[str], user: tuple[int, int]) -> NoReturn:

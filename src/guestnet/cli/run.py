@@ -6,7 +6,6 @@ import contextlib
 import json as codec
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from ..errors import ConfigError, HostError
 from ..kernel.caller import Caller
 from . import janitor, output, waiting
 from .context import ExitFd, Json, ReadyFd
+from .launcher import Launcher
 from .words import Words
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def run(
     rootless = rootless or os.geteuid() != 0
     # What ends with its process needs nobody to clear it away.
     parent = janitor.part(caller.fds) if words.socket or not rootless else None
-    with _opened(rootless, parent) as host, _upkept(host):
-        status, summary, suggestion = _run(host, words, text, report, parent, caller)
+    with Launcher() as launcher, _opened(rootless, parent) as host, _upkept(host):
+        status, summary, suggestion = _run(host, words, text, report, parent, caller, launcher)
     _tell(summary, suggestion, status, as_json=json)
     raise typer.Exit(status)
 
@@ -138,7 +138,13 @@ def _upkept(host: Host) -> Iterator[None]:
 
 
 def _run(
-    host: Host, words: Words, policy: str, report: bool, parent: janitor.Run | None, caller: Caller
+    host: Host,
+    words: Words,
+    policy: str,
+    report: bool,
+    parent: janitor.Run | None,
+    caller: Caller,
+    launcher: Launcher,
 ) -> tuple[int, Summary, str | None]:
     """Attach, run, detach: returns the command's status and what was seen of it."""
     from .summary import Summary
@@ -151,7 +157,7 @@ def _run(
     teller = threading.Thread(target=_gather, args=(watch, summary), daemon=True)
     teller.start()
     try:
-        status = _launched(host, words, attachment, parent, caller)
+        status = _launched(host, words, attachment, parent, caller, launcher)
         suggestion = _settled(host) if report else None
     finally:
         # In this order: the gateway tells of flows that are open still when the guest goes.
@@ -174,6 +180,7 @@ def _launched(
     attachment: Attachment,
     parent: janitor.Run | None,
     caller: Caller,
+    launcher: Launcher,
 ) -> int:
     spec = {
         "netns": host.namespace if words.is_vm else attachment.netns,
@@ -185,30 +192,26 @@ def _launched(
     if number is not None:
         raise typer.Exit(waiting.SIGNALLED + number)
     caller.tell_ready()
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "guestnet.cli.launch", codec.dumps(spec)],
-        close_fds=False,  # what the caller left open is for the command
-    )
+    launcher.tell(spec)
     reasons: list[str] = []
 
     def lost(reason: str) -> None:
         reasons.append(reason)
-        process.kill()
+        launcher.kill()
 
     def hung_up() -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # which goes on to it
         time.sleep(GRACE_S)
-        process.kill()
+        launcher.kill()
 
     host.watch_site(lost)
     caller.watch(hung_up)
     if parent is not None:
-        parent.watch(process.kill)
+        parent.watch(launcher.kill)
     try:
-        status = waiting.wait_for(process.pid, process.poll)
+        status = waiting.wait_for(launcher.pid, launcher.poll)
     finally:
-        process.kill()
-        process.wait()
+        launcher.end()
     if reasons:
         raise HostError("run", words.command[0], 0, f"the rootless site's process {reasons[0]}")
     return status if status >= 0 else waiting.SIGNALLED - status

@@ -109,10 +109,9 @@ def main() -> None:
         channel.send((False, error))
         return
     channel.send((True, None))
-    try:
+    with suppress(EOFError, BrokenPipeError):
         serve(channel, site)
-    except (EOFError, BrokenPipeError):
-        return
+    os._exit(0)  # the owner waits for the end, and not for Python to take its modules apart
 
 
 if __name__ == "__main__":
