@@ -9,7 +9,7 @@ from typing import Any
 from guestnet.host import Host
 from guestnet.host.policies import UNUSED_POLICIES_KEPT
 from guestnet.policy import parse_policy
-from guestnet.ruleset import policy_id
+from guestnet.ruleset.chains import policy_id
 from guestnet.ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED
 from lab.netns import Namespace
 

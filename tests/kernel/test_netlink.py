@@ -32,7 +32,10 @@ from guestnet.kernel.netlink import (
 )
 from guestnet.kernel.nft import Nft
 from guestnet.policy import parse_policy
-from guestnet.ruleset import Element, Family, base_text, compile_policy, pin_element
+from guestnet.ruleset.base import base_text
+from guestnet.ruleset.compile import compile_policy
+from guestnet.ruleset.elements import Element, pin_element
+from guestnet.ruleset.names import Family
 from lab.netns import Namespace
 
 GOLDEN = Path(__file__).parents[1] / "pure" / "golden"

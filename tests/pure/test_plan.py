@@ -34,8 +34,10 @@ from guestnet.plan import (
     repair,
 )
 from guestnet.policy import parse_policy
-from guestnet.ruleset import Element, Family, compile_policy, guest_elements, policy_id
-from guestnet.ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED
+from guestnet.ruleset.chains import policy_id
+from guestnet.ruleset.compile import compile_policy
+from guestnet.ruleset.elements import Element, guest_elements
+from guestnet.ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED, Family
 
 ROUTED = NetworkSpec(mtu=1500)
 BRIDGE = NetworkSpec.read({"name": "lan", "topology": "bridge", "mtu": 1500})

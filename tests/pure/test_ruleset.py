@@ -18,19 +18,13 @@ from pathlib import Path
 import pytest
 
 from guestnet.policy import MAX_RULES, Policy, parse_policy
-from guestnet.ruleset import (
-    FINGERPRINT,
-    Doors,
-    Manner,
-    NetworkPlaces,
-    base_text,
-    compile_policy,
-    places_text,
-    policy_id,
-)
-from guestnet.ruleset.chains import policy_of, removal_text
+from guestnet.ruleset.base import FINGERPRINT, base_text
+from guestnet.ruleset.chains import policy_id, policy_of, removal_text
+from guestnet.ruleset.compile import compile_policy
+from guestnet.ruleset.doors import Doors
 from guestnet.ruleset.names import DEVICE_PREFIX, GROUP_BRIDGE, GROUP_PORT, GROUP_ROUTED
-from guestnet.ruleset.places import without
+from guestnet.ruleset.places import NetworkPlaces, places_text, without
+from guestnet.ruleset.relayed import Manner
 
 GOLDEN = Path(__file__).parent / "golden"
 REGENERATE = "GUESTNET_REGENERATE" in os.environ

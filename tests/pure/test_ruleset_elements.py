@@ -7,7 +7,9 @@ import pytest
 from guestnet.address import placement
 from guestnet.model import Attachment, NetworkSpec
 from guestnet.policy import parse_policy
-from guestnet.ruleset import Element, Family, counting_elements, guest_elements, policy_id
+from guestnet.ruleset.chains import policy_id
+from guestnet.ruleset.elements import Element, counting_elements, guest_elements
+from guestnet.ruleset.names import Family
 
 POLICY = policy_id(parse_policy("public"))
 

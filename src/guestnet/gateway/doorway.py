@@ -17,7 +17,7 @@ from typing import Self
 
 from ..errors import HostError
 from ..flow.options import keep_alive, prepare
-from ..ruleset import Doors
+from ..ruleset.doors import Doors
 from .service_class import hear_class
 from .transparent import answering, echo_door, make_transparent, raw_pair
 

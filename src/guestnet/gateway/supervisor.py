@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from ..model import Attachment, Decision, NetworkSpec
 from ..naming import Upstream
-from ..ruleset import Doors
+from ..ruleset.doors import Doors
 from .messages import (
     AddPins,
     Address,

@@ -14,7 +14,7 @@ from ..kernel.interface import Site
 from ..kernel.rootless import obstacles
 from ..kernel.rootless.remote import RootlessSite
 from ..model import Finding
-from ..ruleset import FINGERPRINT
+from ..ruleset.base import FINGERPRINT
 from .ledger import Ledger
 
 #: Kernel: the oldest release that guestnet is made for.

@@ -14,7 +14,8 @@ from ..kernel.netns import netns_path
 from ..model import MTU_MIN_IPV6, Attachment, AttachRequest, NetworkSpec, Topology
 from ..plan import Admit, Expel, MakeDevice, Retire
 from ..policy import Policy, has_names, parse_policy
-from ..ruleset import guest_elements, policy_id
+from ..ruleset.chains import policy_id
+from ..ruleset.elements import guest_elements
 from ..ruleset.names import DEVICE_PREFIX
 from ..store import Lease, LeaseState, Store
 from .installed import read_policy

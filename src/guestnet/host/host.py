@@ -28,7 +28,7 @@ from ..model import (
     Usage,
 )
 from ..policy import Direction, Policy, Protocol, Verdict, parse_policy
-from ..ruleset import Manner
+from ..ruleset.relayed import Manner
 from ..store import Lease
 from .decisions import Decisions, Watch
 from .doctor import examine

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ..policy import DomainTarget, Policy, Protocol, parse_policy
-from ..ruleset import PolicyChains, compile_policy, policy_id
+from ..ruleset.chains import PolicyChains, policy_id
+from ..ruleset.compile import compile_policy
 
 
 @lru_cache(maxsize=1024)

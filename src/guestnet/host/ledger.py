@@ -14,17 +14,12 @@ from ..errors import ConflictError, NotFoundError
 from ..kernel.netns import netns_path
 from ..model import Attachment, Topology
 from ..plan import Desired, GuestDevice, bridge_device, guest_device
-from ..ruleset import (
-    FINGERPRINT,
-    Doors,
-    Element,
-    Manner,
-    NetworkPlaces,
-    base_text,
-    guest_elements,
-    places_text,
-)
+from ..ruleset.base import FINGERPRINT, base_text
+from ..ruleset.doors import Doors
+from ..ruleset.elements import Element, guest_elements
 from ..ruleset.names import DEVICE_PREFIX, TABLE
+from ..ruleset.places import NetworkPlaces, places_text
+from ..ruleset.relayed import Manner
 from ..store import Lease, NetworkRecord
 from .installed import InstalledPolicies, id_of
 from .network import LiveNetwork, Used

@@ -9,8 +9,7 @@ from ..address import Pool, capacity, slots_within
 from ..address.derive import reserved_slots, slot_bounds
 from ..errors import ConflictError
 from ..model import NetworkInfo, NetworkSpec, Skipped, Topology
-from ..ruleset import NetworkPlaces
-from ..ruleset.places import without
+from ..ruleset.places import NetworkPlaces, without
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

@@ -11,7 +11,8 @@ from ..gateway.messages import AddPins, SetGuest
 from ..kernel.interface import Site
 from ..model import Attachment
 from ..policy import Action, DomainTarget, FlowName, Group, Places, Policy, classify
-from ..ruleset import Element, pin_element, policy_id
+from ..ruleset.chains import policy_id
+from ..ruleset.elements import Element, pin_element
 from .installed import id_of, pinning_rules, read_policy
 
 Address = IPv4Address | IPv6Address

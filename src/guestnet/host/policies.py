@@ -13,7 +13,8 @@ from ..kernel.interface import Site
 from ..model import Attachment
 from ..plan import Exchange, InstallPolicy, RemovePolicies
 from ..policy import FlowName, Policy, parse_policy
-from ..ruleset import Element, guest_elements, policy_id
+from ..ruleset.chains import policy_id
+from ..ruleset.elements import Element, guest_elements
 from ..store import Store
 from .explain import Explainer
 from .installed import read_policy

@@ -9,7 +9,8 @@ from ..kernel.interface import Site
 from ..kernel.resolv import host_resolvers
 from ..model import Repairs
 from ..plan import Configure, Expel, MakeBridge, MakeDevice, Retire, SetPlaces, Step, repair
-from ..ruleset import FINGERPRINT, guest_elements
+from ..ruleset.base import FINGERPRINT
+from ..ruleset.elements import guest_elements
 from ..store import Store
 from .installed import id_of, read_policy
 from .leases import Leases, is_there

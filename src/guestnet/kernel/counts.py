@@ -7,7 +7,8 @@ import threading
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..ruleset import Element, Family, counting_elements
+from ..ruleset.elements import Element, counting_elements
+from ..ruleset.names import Family
 from ..ruleset.telling import COUNTING, LOGGED, REFUSED, UNTOLD_FLOWS
 from .nft import Nft
 

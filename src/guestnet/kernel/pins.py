@@ -6,8 +6,9 @@ import threading
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from ..ruleset import Element, Family
 from ..ruleset.chains import pins_set
+from ..ruleset.elements import Element
+from ..ruleset.names import Family
 from .nft import Nft
 
 Address = IPv4Address | IPv6Address

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..plan import Observed, SeenDevice, Step
-from ..ruleset import Element, Family
 from ..ruleset.chains import members_set, policy_of
-from ..ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED, TABLE
+from ..ruleset.elements import Element
+from ..ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED, TABLE, Family
 from . import devices, link, steering
 from . import netlink as nl
 from .conntrack import Conntrack

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ..address.derive import Placement, bridge_mac
 from ..model.terms import Topology
-from ..ruleset import Element, PolicyChains
+from ..ruleset.chains import PolicyChains
+from ..ruleset.elements import Element
 from ..ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_ROUTED
 
 if TYPE_CHECKING:

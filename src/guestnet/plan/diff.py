@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ..ruleset import Element
+from ..ruleset.elements import Element
 from ..ruleset.names import GROUP_BRIDGE, GROUP_PORT, GROUP_RETIRED, GROUP_ROUTED
 from .desired import Desired, GuestDevice
 from .steps import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..ruleset import Element, PolicyChains
+from ..ruleset.chains import PolicyChains
+from ..ruleset.elements import Element
 from .desired import BridgeDevice, GuestDevice
 
 

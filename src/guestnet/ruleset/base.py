@@ -39,13 +39,16 @@ from collections.abc import Iterable
 from ..address import SYNTHETIC_IPV4, SYNTHETIC_IPV6
 from ..policy import Group, static_ranges, teredo_ranges, unroutable_groups
 from .names import (
+    EGRESS_DISPATCH,
     GROUP_PORT,
     GROUP_RETIRED,
     GROUP_ROUTED,
+    INGRESS_DISPATCH,
     MARK_ASKED,
     MARK_TAKEN,
     NOT_POLICED,
     POLICED,
+    RELAY_DISPATCH,
     TABLE,
 )
 from .relayed import ANSWER_RULES, QUESTIONS, RELAYED, TAKING_CHAINS
@@ -68,10 +71,6 @@ _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 #: Ahead of NF_IP_PRI_CONNTRACK_DEFRAG (-400): queues of fragments are shared by all devices, so a
 #: fragment that was not checked alone would be checked as part of somebody else's packet.
 _BEFORE_DEFRAGMENTATION = -450
-#: A rule here for each policy in use: its members go to its chain.
-EGRESS_DISPATCH, INGRESS_DISPATCH = "egress_policies", "ingress_policies"
-#: The same for policies with rules by name, whose chains hand flows to the gateway.
-RELAY_DISPATCH = "relay_policies"
 #: Raised when policies compile to other rules under the same names: an upgrade writes them anew.
 POLICY_FORMAT = 3
 #: The ports at which the gateway listens stand in maps; without one nothing is handed over.

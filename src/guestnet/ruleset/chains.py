@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..policy import Policy
-from .base import EGRESS_DISPATCH, INGRESS_DISPATCH, RELAY_DISPATCH
-from .names import TABLE
+from .names import EGRESS_DISPATCH, INGRESS_DISPATCH, RELAY_DISPATCH, TABLE
+
+if TYPE_CHECKING:
+    from ..policy import Policy
 
 #: A chain's name and its rules in order.
 Chain = tuple[str, tuple[str, ...]]

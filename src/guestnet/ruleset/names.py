@@ -6,6 +6,11 @@ from enum import IntEnum
 
 TABLE = "guestnet"
 
+#: A rule here for each policy in use: its members go to its chain.
+EGRESS_DISPATCH, INGRESS_DISPATCH = "egress_policies", "ingress_policies"
+#: The same for policies with rules by name, whose chains hand flows to the gateway.
+RELAY_DISPATCH = "relay_policies"
+
 #: Link groups ("gnt" and a number). What a device may do follows from its group, so the rules need
 #: no list of devices. The low byte's high half says which checks apply.
 GROUP_ROUTED = 0x676E7410  # a routed guest's device: identity and policy are checked here

@@ -17,6 +17,7 @@ from ipaddress import (
 from typing import Any
 
 from ..policy import embed_ranges
+from .doors import Doors
 from .names import TABLE
 from .relayed import Manner, manner_text
 from .sets import range4, range6
@@ -45,17 +46,6 @@ _SETS = (
 )
 _MAPS = ("relay_door", "resolver_door")
 _IPV4_MASK = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """The ports at which a gateway takes over flows, of every address of the site."""
-
-    relay_tcp: int
-    resolver_udp: int
-    resolver_tcp: int
-    #: Where there is one: the relayed manner's, whose datagrams keep their destination.
-    relay_udp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
