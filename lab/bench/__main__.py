@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 from .. import leaks, netns
-from . import attach, forward, policy, questions, relay, transports
+from . import attach, forward, policy, questions, relay, start, transports
 
 _WHAT = """
 attach    attach and detach, traffic cut, all guests detached, restart and memory,
@@ -19,6 +19,7 @@ relay     throughput, connections, latency, memory and fairness of flows relayed
           beside plain NAT, slirp4netns and pasta
 dns       the resolver's answers a second and their latency, beside dnsmasq
 transports  frames on a VMM's socket, beside the same frames on the TAP
+start     commands from nothing to their end, beside pasta
 """
 #: The pool of the default network holds a quarter of a million; a benchmark need not.
 GUESTS_MOST = 50_000
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
             say=_say,
             note=_note,
         )
+    elif options.bench == "start":
+        start.run(rounds=options.rounds, say=_say, note=_note)
     else:
         benches = {"relay": relay.run, "dns": questions.run, "transports": transports.run}
         benches[options.bench](rounds=options.rounds, seconds=options.seconds, say=_say, note=_note)
@@ -82,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     five = benches.add_parser("transports", help="frames on a VMM's socket")
     five.add_argument("--rounds", type=_count, default=transports.ROUNDS)
     five.add_argument("--seconds", type=_seconds, default=transports.SECONDS, help="of each figure")
+    six = benches.add_parser("start", help="commands from nothing to their end")
+    six.add_argument("--rounds", type=_count, default=start.ROUNDS)
     return parser
 
 
