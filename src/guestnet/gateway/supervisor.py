@@ -45,7 +45,7 @@ from .process import (
 
 logger = logging.getLogger(__name__)
 
-#: Workers at most, unless more are asked for: each takes some 40 MB.
+#: Workers at most, unless more are asked for: each takes some 25 MB.
 MAX_WORKERS = 8
 #: Guests in one message: with the longest ids still far below the longest line.
 PEERS_AT_ONCE = 1000
