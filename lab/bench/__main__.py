@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 from .. import leaks, netns
-from . import attach, forward, policy, questions, relay, start, transports
+from . import attach, forward, policy, questions, relay, rootless, start, transports
 
 _WHAT = """
 attach    attach and detach, traffic cut, all guests detached, restart and memory,
@@ -17,6 +17,7 @@ forward   throughput and new connections through a policy of 100 rules,
           beside plain kernel masquerade (--guests 1,1000)
 relay     throughput, connections, latency, memory and fairness of flows relayed by name,
           beside plain NAT, slirp4netns and pasta
+rootless  the same for a guest of a site without root, with datagrams, start-up and memory
 dns       the resolver's answers a second and their latency, beside dnsmasq
 transports  frames on a VMM's socket, beside the same frames on the TAP
 start     commands from nothing to their end, beside pasta
@@ -54,7 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.bench == "start":
         start.run(rounds=options.rounds, say=_say, note=_note)
     else:
-        benches = {"relay": relay.run, "dns": questions.run, "transports": transports.run}
+        benches = {
+            "relay": relay.run,
+            "rootless": rootless.run,
+            "dns": questions.run,
+            "transports": transports.run,
+        }
         benches[options.bench](rounds=options.rounds, seconds=options.seconds, say=_say, note=_note)
     return 0
 
@@ -79,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     three = benches.add_parser("relay", help="flows that the gateway relays by name")
     three.add_argument("--rounds", type=_count, default=relay.ROUNDS)
     three.add_argument("--seconds", type=_seconds, default=relay.SECONDS, help="of each figure")
+    six = benches.add_parser("rootless", help="guests of a site without root")
+    six.add_argument("--rounds", type=_count, default=rootless.ROUNDS)
+    six.add_argument("--seconds", type=_seconds, default=rootless.SECONDS, help="of each figure")
     four = benches.add_parser("dns", help="questions that the gateway answers")
     four.add_argument("--rounds", type=_count, default=questions.ROUNDS)
     four.add_argument("--seconds", type=_seconds, default=questions.SECONDS, help="of each figure")

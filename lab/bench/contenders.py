@@ -1,4 +1,4 @@
-"""The ways for a guest to the far end that `bench relay` and `bench dns` compare.
+"""The ways for a guest to the far end that `bench relay`, `rootless` and `dns` compare.
 
 Each is a context that yields a `Contender`: a guest's namespace, the far end's, and the process
 that moves the bytes, if one does. Each has a stage of its own, with the same links as the others'.
@@ -98,38 +98,35 @@ def relay_policy() -> str:
     return f"allow@{NAME}:tcp:{ports}"
 
 
-@contextlib.contextmanager
-def slirp4netns(mtu: int) -> Iterator[Contender]:
-    """A TAP in the guest, whose packets a process in the site makes connections of."""
-    with Stage() as stage:
-        guest = stage.add_guest()
-        command = ["slirp4netns", "--configure", "--mtu", str(mtu), "--netns-type", "path"]
-        with _beside(stage, guest, [*command, str(guest.path), "tap0"]) as pid:
-            yield Contender(f"slirp4netns, MTU {mtu}", guest, stage.far, (pid,))
+def slirp4netns_command(guest: Namespace, mtu: int) -> list[str]:
+    """What gives a namespace a TAP, and makes connections of the packets that come out of it."""
+    options = ["--configure", "--mtu", str(mtu), "--netns-type", "path"]
+    return ["slirp4netns", *options, str(guest.path), "tap0"]
 
 
-@contextlib.contextmanager
-def pasta(mtu: int) -> Iterator[Contender]:
+def pasta_command(guest: Namespace, mtu: int) -> list[str]:
     """The same by passt's engine for namespaces."""
-    with Stage() as stage:
-        guest = stage.add_guest()
-        command = [
-            "pasta",
-            "--foreground",
-            "--quiet",
-            "--runas",
-            "0",
-            "--config-net",
-            "--ipv4-only",
-        ]
-        command += ["--mtu", str(mtu), "--tcp-ports", "none", "--udp-ports", "none"]
-        command += ["--tcp-ns", "none", "--udp-ns", "none", "--netns", str(guest.path)]
-        with _beside(stage, guest, command) as pid:
-            yield Contender(f"pasta, MTU {mtu}", guest, stage.far, (pid,))
+    command = ["pasta", "--foreground", "--quiet", "--runas", "0", "--config-net", "--ipv4-only"]
+    command += ["--mtu", str(mtu), "--tcp-ports", "none", "--udp-ports", "none"]
+    return [*command, "--tcp-ns", "none", "--udp-ns", "none", "--netns", str(guest.path)]
+
+
+#: The user-mode networks that people use, by their names.
+USER_MODE = {"slirp4netns": slirp4netns_command, "pasta": pasta_command}
+
+
+def user_mode(stack: contextlib.ExitStack) -> Iterator[Contender]:
+    """Each of them with the MTU of most links, and with about the most that either takes."""
+    for name, command in USER_MODE.items():
+        for mtu in (1500, 65520):
+            stage = stack.enter_context(Stage())
+            guest = stage.add_guest()
+            pid = stack.enter_context(beside(stage, guest, command(guest, mtu)))
+            yield Contender(f"{name}, MTU {mtu}", guest, stage.far, (pid,))
 
 
 @contextlib.contextmanager
-def _beside(stage: Stage, guest: Namespace, command: Sequence[str]) -> Iterator[int]:
+def beside(stage: Stage, guest: Namespace, command: Sequence[str]) -> Iterator[int]:
     """Run in the site what gives the guest its way, until the guest has one."""
     quiet = subprocess.DEVNULL
     process = stage.site.popen(command, stdout=quiet, stderr=quiet)

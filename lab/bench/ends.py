@@ -1,8 +1,10 @@
-"""The far end of `bench relay`: `python -m lab.bench.ends ADDRESS`, until its standard input ends.
+"""The far end of flows: `python -m lab.bench.ends ADDRESS`, until its standard input ends.
 
     HELLO   each connection is given one byte and closed: what a new connection costs
     ECHO    what comes goes back: what an exchange costs, and flows that then stay idle
     SOURCE  the first byte starts a stream without an end: who gets how much
+
+and on UDP the far end of `datagrams`.
 
 A connection to HELLO counts once its byte is there: a relay answers before the server does.
 """
@@ -16,6 +18,7 @@ import sys
 from collections.abc import Callable
 
 from . import limits
+from .datagrams import DATAGRAMS, FarEnd, open_socket
 
 #: A port pair comes back only when the NAT has forgotten it, so there are several.
 HELLO = range(7010, 7018)
@@ -25,7 +28,7 @@ _CHUNK = bytes(64 * 1024)
 
 
 class Ends:
-    """All three services in one loop."""
+    """All services in one loop."""
 
     def __init__(self, address: str) -> None:
         self._selector = selectors.DefaultSelector()
@@ -33,6 +36,9 @@ class Ends:
             self._listen(address, port, self._hello)
         self._listen(address, ECHO, self._echo_accept)
         self._listen(address, SOURCE, self._source_accept)
+        datagrams = open_socket()
+        datagrams.bind((address, DATAGRAMS))
+        self._selector.register(datagrams, selectors.EVENT_READ, FarEnd().serve)
 
     def run(self) -> None:
         """Serve; "ready" says that all ports listen."""

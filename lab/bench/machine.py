@@ -34,8 +34,17 @@ def _memory_gib() -> float:
 
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process (proc(5), VmRSS)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    return _kilobytes(pid, "status", "VmRSS")
+
+
+def proportional_bytes(pid: int) -> int:
+    """The same, but what several processes have in common is divided among them (proc(5), Pss)."""
+    return _kilobytes(pid, "smaps_rollup", "Pss")
+
+
+def _kilobytes(pid: int, file: str, wanted: str) -> int:
+    for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
         key, _, value = line.partition(":")
-        if key == "VmRSS":
+        if key == wanted:
             return int(value.split()[0]) * 1024
     raise ProcessLookupError(f"pid {pid} has no memory any more")

@@ -1,9 +1,11 @@
-"""What `bench relay` does in a guest: `python -m lab.bench.probes WHAT ADDRESS …`, JSON comes out.
+"""What a guest does: `python -m lab.bench.probes WHAT ADDRESS …`, JSON comes out.
 
     connect ADDRESS SECONDS AT_A_TIME   connections a second, and what each took
     exchange ADDRESS SECONDS            what each exchange on one connection took
     share ADDRESS SECONDS FLOWS         bytes that each of so many flows got
     hold ADDRESS FLOWS                  for each line of input so many idle flows more
+    out ADDRESS SECONDS SIZE RATE       datagrams a second that were offered and that arrived
+    back ADDRESS SECONDS SIZE RATE      the same from the far end to the guest
 
 Connections end by reset (SO_LINGER 0), so that no port waits in TIME_WAIT.
 """
@@ -20,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from . import limits
+from . import datagrams, limits
 from .ends import ECHO, HELLO, SOURCE
 from .table import percentile
 
@@ -176,6 +178,8 @@ def main(what: str, address: str, *rest: str) -> None:
         "connect": lambda: connect(address, float(rest[0]), int(rest[1])),
         "exchange": lambda: exchange(address, float(rest[0])),
         "share": lambda: share(address, float(rest[0]), int(rest[1])),
+        "out": lambda: datagrams.out(address, int(rest[1]), float(rest[2]), float(rest[0])),
+        "back": lambda: datagrams.back(address, int(rest[1]), float(rest[2]), float(rest[0])),
     }
     print(json.dumps(probes[what]()))
 

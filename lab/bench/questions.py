@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import contenders, machine
 from .contenders import SUFFIX, ZONES, Contender
-from .relay import Samples
+from .samples import Samples
 from .table import render
 
 ROUNDS = 5

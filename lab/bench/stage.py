@@ -29,7 +29,8 @@ class Stage:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.far = stack.enter_context(Namespace("far"))
-            self.site = stack.enter_context(Namespace("site"))
+            # What runs there finds a resolver at the far end, if somebody has one listen.
+            self.site = stack.enter_context(Namespace("site", nameservers=[str(FAR_IPV4)]))
             for namespace in (self.far, self.site):
                 plain(namespace)
             veth(self.far, "site0", self.site, UPLINK)
