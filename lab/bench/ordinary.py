@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from guestnet.client import Client
@@ -15,9 +17,11 @@ from . import contenders, machine
 from .contenders import Contender
 from .stage import Stage
 
-#: Of a memory's measure: one guest alone, and so many.
+#: Memory is weighed of one guest, and of so many.
 GUESTS = 20
 _MTU = 1500
+#: Memory is weighed when it changes by no more than this part within so long.
+_SETTLED, _SETTLE_S, _SETTLE_MAX_S = 0.001, 0.5, 10.0
 
 
 @contextlib.contextmanager
@@ -53,43 +57,53 @@ def _attach(client: Client, name: str, mtu: int) -> str:
     return netns
 
 
-def weights(note: Callable[[str], None]) -> list[tuple[str, float, float, float]]:
-    """Who, proportional bytes of one guest alone, of each of `GUESTS`, and resident of each.
+@dataclass(frozen=True)
+class Weight:
+    """Bytes of the processes that guests need, without what the kernel has for them."""
 
-    Of the processes that the guests need, without what the kernel has for them.
-    """
+    words: str
+    #: What processes have in common is divided among them: of one guest, and of `GUESTS`.
+    one: float
+    many: float
+    #: Resident, each process by itself: of `GUESTS`.
+    resident: float
+
+
+def weights(note: Callable[[str], None]) -> Iterator[Weight]:
+    """guestnet's, whose processes are there for all guests, and those that are one a guest."""
     note("memory of guestnet")
-    found = [("guestnet", *_guestnet())]
-    for name in contenders.USER_MODE:
-        note(f"memory of {name}")
-        found.append((name, *_user_mode(name)))
-    return found
-
-
-def _guestnet() -> tuple[float, float, float]:
     with Stage() as stage, daemon(stage) as (user, client):
         _attach(client, "vm-0", _MTU)
-        alone, _ = _weigh(user.processes())
+        one, _ = _weigh(user.processes)
         for number in range(1, GUESTS):
             _attach(client, f"vm-{number}", _MTU)
-        proportional, resident = _weigh(user.processes())
-        return alone, proportional / GUESTS, resident / GUESTS
+        yield Weight("guestnet", one, *_weigh(user.processes))
+    for name in contenders.USER_MODE:
+        note(f"memory of {name}")
+        yield _one_each(name)
 
 
-def _user_mode(name: str) -> tuple[float, float, float]:
+def _one_each(name: str) -> Weight:
+    command, pids = contenders.USER_MODE[name], list[int]()
     with Stage() as stage, contextlib.ExitStack() as stack:
-        pids = []
         for number in range(GUESTS):
             guest = stage.add_guest()
-            command = contenders.USER_MODE[name](guest, _MTU)
-            pids.append(stack.enter_context(contenders.beside(stage, guest, command)))
+            way = contenders.beside(stage, guest, command(guest, _MTU))
+            pids.append(stack.enter_context(way))
             if number == 0:
-                alone, _ = _weigh(pids)
-        proportional, resident = _weigh(pids)
-        return alone, proportional / GUESTS, resident / GUESTS
+                one, _ = _weigh(lambda: pids)
+        return Weight(name, one, *_weigh(lambda: pids))
 
 
-def _weigh(pids: Iterator[int] | Sequence[int] | set[int]) -> tuple[float, float]:
-    each = list(pids)
-    proportional = sum(map(machine.proportional_bytes, each))
-    return proportional, sum(map(machine.resident_bytes, each))
+def _weigh(pids: Callable[[], Iterable[int]]) -> tuple[float, float]:
+    """Proportional and resident bytes, once the processes are done with their beginning."""
+    deadline = time.monotonic() + _SETTLE_MAX_S
+    before, found = 0.0, _sum(machine.proportional_bytes, pids())
+    while abs(found - before) > _SETTLED * found and time.monotonic() < deadline:
+        time.sleep(_SETTLE_S)
+        before, found = found, _sum(machine.proportional_bytes, pids())
+    return found, _sum(machine.resident_bytes, pids())
+
+
+def _sum(measure: Callable[[int], int], pids: Iterable[int]) -> float:
+    return float(sum(map(measure, pids)))

@@ -18,6 +18,7 @@ from ..user import User
 from . import contenders, limits, machine, ordinary, starts
 from .contenders import Contender
 from .flows import CONNECTIONS, GIGABITS, STREAMS, probe, servers
+from .ordinary import GUESTS
 from .samples import Figures, Measurement, Samples, latencies, shares, take_turns, values
 from .stage import Stage
 from .table import render
@@ -121,12 +122,13 @@ def _start_up(note: Say) -> str:
 
 
 def _memory(note: Say) -> str:
-    rows = [
-        [name, *(f"{each / 1e6:.2f}" for each in figures)]
-        for name, *figures in ordinary.weights(note)
-    ]
-    many = f"each of {ordinary.GUESTS}"
-    return render(["memory of a guest, MB", "alone", many, f"{many}, resident"], rows)
+    headings = ["memory, MB", "one guest", f"{GUESTS} guests", "one more", f"{GUESTS}, resident"]
+    rows = []
+    for each in ordinary.weights(note):
+        more = (each.many - each.one) / (GUESTS - 1)
+        figures = (each.one, each.many, more, each.resident)
+        rows.append([each.words, *(f"{figure / 1e6:.1f}" for figure in figures)])
+    return render(headings, rows)
 
 
 # -- telling -------------------------------------------------------------------------------------

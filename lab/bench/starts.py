@@ -23,7 +23,7 @@ _PATIENCE_S = 20.0
 _BYTE = ["bash", "-c", f"read -rn1 byte < /dev/tcp/{NAME}/{HELLO.start} && echo $byte"]
 #: It is attached to a namespace that somebody made, and says when it is ready.
 _SLIRP4NETNS = """
-cd "$(mktemp -d)" && mkfifo made ready
+cd "$(mktemp -dp "$HOME")" && mkfifo made ready
 unshare --map-root-user --net bash -c 'echo > made; read -rn1 < ready; exec "$@"' - "$@" &
 guest=$!
 read -r < made

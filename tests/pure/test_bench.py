@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from guestnet.model import Value
 from guestnet.policy import Direction, Places, Protocol, decide, parse_policy
 from lab.bench import __main__ as bench
+from lab.bench import datagrams, machine, rootless
 from lab.bench.connections import PORTS
+from lab.bench.contenders import Contender
 from lab.bench.phases import PHASES, Profile
 from lab.bench.policy import IPERF_PORT, RULES, long_policy
+from lab.bench.samples import Measurement, Samples, shares, take_turns, values
 from lab.bench.stage import FAR_IPV4
 from lab.bench.table import Ratio, milliseconds, percentile, render
+from lab.netns import Lent
 
 
 @pytest.mark.parametrize(
@@ -56,6 +63,65 @@ def test_a_table_lines_up() -> None:
         "a       1.00",
         "longer    12",
     ]
+
+
+def _samples(*words: str) -> list[Samples]:
+    nowhere = Lent(Path("/nowhere"), "nowhere")
+    return [Samples(Contender(each, nowhere, nowhere)) for each in words]
+
+
+def test_another_one_is_the_first_in_each_round() -> None:
+    samples = _samples("a", "b", "c")
+    order = []
+
+    def once(contender: Contender, seconds: float) -> dict[str, float]:
+        order.append(contender.words)
+        return {"figure": seconds}
+
+    for number in range(4):
+        take_turns(Measurement("figure", once), samples, number, float(number))
+    assert "".join(order) == "abcbcacababc"
+    assert [each.middle("figure") for each in samples] == [1.5, 1.5, 1.5]
+
+
+def test_a_table_of_shares_sets_all_beside_the_first() -> None:
+    plain, other, without = _samples("plain", "other", "without")
+    plain.add({"flow": 2e9})
+    other.add({"flow": 1e9, "cpu": 0.5})
+    all_of_them = [plain, other, without]
+    assert shares("Gbit/s", all_of_them, [("out", "flow", 1e9)]).split("\n")[2:] == [
+        "plain    2.00 (1.00)",
+        "other    1.00 (0.50)",
+        "without            -",
+    ]
+    assert values("cost", all_of_them, [("CPU", "cpu", 1, 1)]).split("\n")[2:] == [
+        "plain      -",
+        "other    0.5",
+        "without    -",
+    ]
+
+
+def test_no_round_is_begun_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rootless, "STREAMS", [])
+    monkeypatch.setattr(rootless, "DATAGRAMS", [])
+    seen: list[str] = []
+    assert rootless._rounds(_samples("a"), 3, 1.0, float("inf"), seen.append) == 3
+    assert rootless._rounds(_samples("a"), 3, 1.0, 0.0, seen.append) == 1
+    assert seen == ["no time for round 2"]
+
+
+def test_an_order_that_was_lost_is_no_measurement() -> None:
+    assert datagrams._rates(90, 100, 2.0)["lost"] == pytest.approx(0.1)
+    assert datagrams._rates(90, 100, 2.0)["arrived_per_s"] == 45
+    with pytest.raises(TimeoutError, match="not told to send"):
+        datagrams._rates(0, 0, 0.0)
+
+
+def test_shared_memory_is_divided() -> None:
+    mine = os.getpid()
+    assert 0 < machine.proportional_bytes(mine) <= 2 * machine.resident_bytes(mine)
+    with pytest.raises(FileNotFoundError):
+        machine.proportional_bytes(0)
 
 
 @pytest.mark.parametrize("rules", [1, 2, 9, 10, 50, RULES, 1000])
@@ -114,3 +180,13 @@ def test_impossible_numbers_of_guests_are_refused(
     with pytest.raises(SystemExit):
         bench.main(["attach", "--guests", guests])
     assert "--guests" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "6", "nan"])
+@pytest.mark.parametrize("name", ["relay", "rootless"])
+def test_figures_take_seconds_at_most(
+    name: str, seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.main([name, f"--seconds={seconds}"])
+    assert "--seconds" in capsys.readouterr().err
