@@ -147,6 +147,33 @@ def test_what_addresses_decide_is_relayed_too(mine: Mine) -> None:
     assert told >= {"tcp", "udp", "icmpv4", "icmpv6"}
 
 
+def test_a_link_wider_than_the_host_s(mine: Mine) -> None:
+    """Streams end within, so their packets may be of any size; a datagram learns of the way's."""
+    mine.up()
+    wide = mine.json("attach", "wide", "--netns", "new", "--policy", "public", "--mtu", "65520")
+    assert wide["mtu"] == 65520
+    echo = """
+import socket, sys
+family, host = int(sys.argv[1]), sys.argv[2]
+with socket.create_connection((host, 7), timeout=20) as tcp:
+    tcp.sendall(bytes(1 << 20))
+    got = 0
+    while got < 1 << 20: got += len(tcp.recv(1 << 20))
+    print(got, tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 32768)
+with socket.socket(family, socket.SOCK_DGRAM) as udp:
+    udp.settimeout(1)
+    for _ in range(20):
+        udp.sendto(bytes(30000), (host, 7))
+        try: print(len(udp.recv(65535)))
+        except TimeoutError: continue
+        break
+"""
+    for address in ALLOWED.addresses:
+        family = "2" if address.version == 4 else "10"
+        run = ("exec", "wide", "--", sys.executable, "-c", echo, family, str(address))
+        assert mine.say(*run).split() == ["1048576", "True", "30000"]
+
+
 def test_a_later_daemon_gives_the_same_addresses(mine: Mine) -> None:
     mine.up()
     mine.say("attach", "first")
