@@ -93,6 +93,7 @@ def _rates(arrived: int, offered: int, took_s: float) -> dict[str, float]:
     if not offered:
         raise TimeoutError("the far end was not told to send")
     return {
+        "arrived": arrived,
         "offered_per_s": offered / took_s,
         "arrived_per_s": arrived / took_s,
         "lost": 1 - arrived / offered,

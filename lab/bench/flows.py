@@ -27,32 +27,60 @@ ROOT = Path(__file__).parents[2]
 
 
 def throughput(name: str, streams: int, *, down: bool) -> Measurement:
-    """Bits a second that arrived, by iperf3, and what the process in between used for a GB."""
+    """Bits a second that arrived, by iperf3, and the cost of a GB."""
 
     def once(contender: Contender, seconds: float) -> Figures:
         command = ["iperf3", "--json", "--client", str(FAR_IPV4), "--port", str(IPERF_PORT)]
         command += ["--time", str(max(round(seconds), 1)), "--parallel", str(streams)]
         command += ["--reverse"] if down else []
-        before = contenders.cpu_seconds(contender.pids)
+        used = contenders.cpu_seconds(contender.pids)
         result = contender.guest.run(command, timeout_s=seconds + 30)
-        used = contenders.cpu_seconds(contender.pids) - before
         received = json.loads(result.stdout)["end"]["sum_received"]
         figures = {name: float(received["bits_per_second"])}
-        if contender.pids:
-            figures[f"{name} cpu"] = used / (received["bytes"] / 1e9)
-        return figures
+        return {**figures, **_cost(contender, name, used, received["bytes"] / 1e9)}
 
     return Measurement(f"{streams} {'in' if down else 'out'}", once)
 
 
 def connections(name: str, at_a_time: int) -> Measurement:
-    """New connections a second, each with the far end's first byte."""
+    """New connections a second, each with the far end's first byte, and the cost of one."""
 
     def once(contender: Contender, seconds: float) -> Figures:
+        used = contenders.cpu_seconds(contender.pids)
         figures = probe(contender, "connect", seconds, at_a_time)
-        return {f"{name} {key}": value for key, value in figures.items()}
+        return {
+            **{f"{name} {key}": value for key, value in figures.items()},
+            **_cost(contender, name, used, figures["per_s"] * seconds),
+        }
 
     return Measurement(f"new connections, {at_a_time} at a time", once)
+
+
+def datagrams(size: int, rate: int, way: str) -> Measurement:
+    """Datagrams `out` or `back` that arrive, of so many a second, and the cost of one."""
+    name = datagrams_name(size, rate, way)
+
+    def once(contender: Contender, seconds: float) -> Figures:
+        used = contenders.cpu_seconds(contender.pids)
+        figures = probe(contender, way, seconds, size, rate)
+        return {
+            **{f"{name} {key}": value for key, value in figures.items()},
+            **_cost(contender, name, used, figures["arrived"]),
+        }
+
+    return Measurement(f"{rate:,} datagrams of {size} bytes {way}", once)
+
+
+def datagrams_name(size: int, rate: int, way: str) -> str:
+    """What their figures begin with."""
+    return f"{way} {size} {rate}"
+
+
+def _cost(contender: Contender, name: str, before: float, amount: float) -> Figures:
+    """Seconds that the processes in between have used since, for each of what there was."""
+    if not contender.pids or not amount:
+        return {}
+    return {f"{name} cpu": (contenders.cpu_seconds(contender.pids) - before) / amount}
 
 
 def _exchanges(contender: Contender, seconds: float) -> Figures:

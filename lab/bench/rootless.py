@@ -17,9 +17,9 @@ from statistics import median
 from ..user import User
 from . import contenders, limits, machine, ordinary, starts
 from .contenders import Contender
-from .flows import CONNECTIONS, GIGABITS, STREAMS, probe, servers
+from .flows import CONNECTIONS, GIGABITS, STREAMS, datagrams, datagrams_name, servers
 from .ordinary import GUESTS
-from .samples import Figures, Measurement, Samples, latencies, shares, take_turns, values
+from .samples import Samples, latencies, shares, take_turns, values
 from .stage import Stage
 from .table import render
 
@@ -35,16 +35,6 @@ RATES = (10_000, 30_000, 100_000)
 _WARM_UP_S = 0.2
 
 Say = Callable[[str], None]
-
-
-def datagrams(size: int, rate: int, way: str) -> Measurement:
-    """Datagrams `out` or `back` that arrive, of so many a second."""
-
-    def once(contender: Contender, seconds: float) -> Figures:
-        figures = probe(contender, way, seconds, size, rate)
-        return {f"{way} {size} {rate} {key}": value for key, value in figures.items()}
-
-    return Measurement(f"{rate} datagrams of {size} bytes {way}", once)
 
 
 DATAGRAMS = [datagrams(s, rate, way) for s in SIZES for way in ("out", "back") for rate in RATES]
@@ -137,11 +127,17 @@ def _memory(note: Say) -> str:
 def report(samples: Sequence[Samples], say: Say) -> None:
     """The tables: a row for each contender, and in brackets what part of plain NAT's it is."""
     costs = [(heading, f"{name} cpu", 1, 2) for heading, name, _scale in GIGABITS]
+    small = [("a connection", "many cpu", 1e-6, 0)]
+    for size in SIZES:
+        for way in ("out", "back"):
+            name = datagrams_name(size, RATES[1], way)
+            small.append((f"{size} bytes {way}", f"{name} cpu", 1e-6, 1))
     for table in (
         shares("Gbit/s", samples, GIGABITS),
         shares("new connections, 1000/s", samples, CONNECTIONS),
         latencies(samples),
         values("CPU s/GB", samples, costs),
+        values("CPU µs", samples, small),
         *(_datagrams(samples, size) for size in SIZES),
         _best(samples),
     ):
@@ -157,8 +153,8 @@ def _datagrams(samples: Sequence[Samples], size: int) -> str:
         row = [each.contender.words]
         for way in ("out", "back"):
             for rate in RATES:
-                arrived = each.middle(f"{way} {size} {rate} arrived_per_s")
-                lost = each.middle(f"{way} {size} {rate} lost")
+                name = datagrams_name(size, rate, way)
+                arrived, lost = each.middle(f"{name} arrived_per_s"), each.middle(f"{name} lost")
                 if arrived is None or lost is None:
                     break
                 row.append(f"{arrived / 1e3:.1f} ({lost:.1%})")
