@@ -57,7 +57,8 @@ def run(*, rounds: int, seconds: float, say: Say, note: Say) -> None:
         for each in samples:
             each.by_name.clear()
         done = _rounds(samples, rounds, seconds, begin + BUDGET_S, note)
-    say(f"\n{done} rounds, about {seconds:g} s for each figure of a round; medians")
+    words = "1 round" if done == 1 else f"{done} rounds"
+    say(f"\n{words}, about {seconds:g} s for each figure of a round; medians")
     report(samples, say)
 
 
