@@ -20,6 +20,8 @@ from .ends import HELLO
 #: The names of the figures.
 BYTE, NOTHING, CPU = "byte", "true", "cpu"
 _PATIENCE_S = 20.0
+#: No round is begun after so long, but the first that counts.
+_BUDGET_S = 30.0
 _BYTE = ["bash", "-c", f"read -rn1 byte < /dev/tcp/{NAME}/{HELLO.start} && echo $byte"]
 #: It is attached to a namespace that somebody made, and says when it is ready.
 _SLIRP4NETNS = """
@@ -81,9 +83,12 @@ def _cpu() -> float:
 
 
 def main(rounds: int) -> None:
-    """Take turns, once without counting."""
+    """Take turns, once without counting; on a machine that has no time, fewer times."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MAKERS}
+    begin = time.monotonic()
     for number in range(rounds + 1):
+        if number > 1 and time.monotonic() - begin > _BUDGET_S:
+            break
         for name, maker in MAKERS.items():
             figures = {BYTE: to_first_byte(maker), **to_end(maker)}
             if number:
