@@ -164,6 +164,14 @@ def test_a_path_that_is_too_long_for_a_socket(stage: Stage) -> None:
     directory.rmdir()
 
 
+@pytest.mark.parametrize("who", ["user", "root"])
+def test_a_vmm_that_takes_its_directory_away(stage: Stage, who: str) -> None:
+    process = started(stage, who, "--", "sh", "-c", 'rm -r "$(dirname $0)"; exit 3', "{stream}")
+    _out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 3, err.decode()
+    assert left(stage) == ""
+
+
 def test_words_that_contradict_each_other(stage: Stage) -> None:
     done = stage.run("--", "echo", "{stream}", "{tap}")
     assert (done.returncode, done.stdout) == (2, "")

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ class Run:
         """Everything is taken away; what is left of the directory is the parent's, if it lives."""
         (self.directory / _DATABASE).unlink(missing_ok=True)
         if self.is_orphaned:
-            shutil.rmtree(self.directory)
+            _remove(self.directory)
 
     def watch(self, orphaned: Callable[[], None]) -> None:
         """Call `orphaned`, from another thread, when the parent has ended."""
@@ -70,7 +71,7 @@ def part(childs: Iterable[int]) -> Run:
     status = wait_for(child, lambda: reaped(child))
     if (directory / _DATABASE).exists():
         _clear(directory)
-    shutil.rmtree(directory)
+    _remove(directory)
     raise typer.Exit(status)
 
 
@@ -80,6 +81,11 @@ def _beside() -> Path | None:
         return directories.run_dir(False).parent
     session = directories.session_dir()
     return session if session is not None and os.access(session, os.W_OK) else None
+
+
+def _remove(directory: Path) -> None:
+    with suppress(FileNotFoundError):  # it is the command's user's, too
+        shutil.rmtree(directory)
 
 
 def _clear(directory: Path) -> None:
