@@ -9,11 +9,10 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -21,9 +20,8 @@ from lab import processes
 from lab.addresses import ALLOWED, SITE_IPV4, SITE_IPV6, Server
 from lab.internet import Servers
 from lab.user import User
+from lab.waiting import eventually
 from lab.world import World
-
-T = TypeVar("T")
 
 PATIENCE_S = 30.0
 BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
@@ -67,14 +65,6 @@ def stage(the_stage: Stage) -> Iterator[Stage]:
     the_stage.home.forget()
     yield the_stage
     eventually(lambda: not the_stage.user.processes())
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return result
 
 
 def url(server: Server, version: int) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from guestnet.cli.run import GRACE_S
-from runs import NAME, PATIENCE_S, Stage, as_root, eventually, left
+from lab.waiting import eventually
+from runs import NAME, PATIENCE_S, Stage, as_root, left
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("runs",)

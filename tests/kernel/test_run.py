@@ -14,6 +14,7 @@ import pytest
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, SITE_IPV4, SITE_IPV6, Server
 from lab.internet import Servers
+from lab.waiting import eventually
 from runs import (
     BOTH,
     CURL,
@@ -22,13 +23,12 @@ from runs import (
     PATIENCE_S,
     Stage,
     as_root,
-    eventually,
     find,
     left,
     running,
     tree,
     url,
-)  # fmt: skip
+)
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("runs",)

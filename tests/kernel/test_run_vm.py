@@ -21,7 +21,8 @@ from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE
 from lab.image import Image, image
 from lab.servers import ECHO
 from lab.user import User
-from runs import HOME, NAME, PATIENCE_S, Stage, as_root, eventually, find, left, url
+from lab.waiting import eventually
+from runs import HOME, NAME, PATIENCE_S, Stage, as_root, find, left, url
 
 pytestmark = pytest.mark.root
 pytest_plugins = ("runs",)
