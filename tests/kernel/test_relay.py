@@ -218,8 +218,9 @@ def test_a_reader_that_stalls_holds_the_writer(stage: Stage) -> None:
     stage.while_running(lambda: listen(server, bytes(written), random.Random(1)))
 
 
-def test_urgent_bytes_are_bytes(stage: Stage) -> None:
+def test_urgent_bytes_keep_their_place(stage: Stage) -> None:
     client, server, flow = stage.flow()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     for number in range(4):
         client.sendall(b"before")
         client.send(b"!", socket.MSG_OOB)
@@ -232,11 +233,22 @@ def test_urgent_bytes_are_bytes(stage: Stage) -> None:
     assert everything(server) == b"before!after" * 4
 
 
+def test_an_urgent_byte_is_urgent_at_the_other_end(stage: Stage) -> None:
+    client, server, flow = stage.flow()
+    client.sendall(b"before")
+    client.send(b"!", socket.MSG_OOB)
+    client.sendall(b"after")
+    stage.until(lambda: flow.bytes_up == 12)
+    assert server.recv(100) == b"before"
+    assert server.recv(100, socket.MSG_OOB) == b"!"
+    assert server.recv(100) == b"after"
+
+
 def test_the_end_behind_an_urgent_byte_is_not_the_end_before_it(piped: Stage) -> None:
     """splice says 0 for both; here it is asked before the loop could tell of the urgent byte."""
     client, source = piped.pair()
     server, sink = piped.pair()
-    source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     client.sendall(b"before")
     client.send(b"!", socket.MSG_OOB)
     client.sendall(b"after")

@@ -17,6 +17,7 @@ without one.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 from contextlib import suppress
@@ -31,6 +32,9 @@ LOOK_WEIGHT = 8
 #: Bytes at a time where there is no pipe: the size of the scratch that `Way.pump` is given.
 COPY_BYTES = 64 * 1024
 
+#: asm-generic/sockios.h: whether the next byte is the urgent one.
+_SIOCATMARK = 0x8905
+_NOT_AT_MARK = bytes(4)
 #: No SPLICE_F_MORE: it would hold the last bytes back for company that may never come.
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
@@ -162,7 +166,8 @@ class Way:
     def _copy(self, pipes: PipePool, scratch: memoryview, most: int) -> int:
         """Move bytes without a pipe and without holding any: look, give, and only then take.
 
-        For when all pipes are taken, and for urgent data, before which splice stops for ever.
+        For when all pipes are taken, and for urgent data, before which splice stops for ever. A
+        look stops before an urgent byte as well, so one is the first byte seen or not among them.
         """
         try:
             count = self.source.recv_into(scratch, min(most, COPY_BYTES), socket.MSG_PEEK)
@@ -176,7 +181,10 @@ class Way:
             self.ended = True
             return 0
         try:
-            sent = self.sink.send(scratch[:count])
+            if self._is_at_mark():
+                sent = self.sink.send(scratch[:1], socket.MSG_OOB)
+            else:
+                sent = self.sink.send(scratch[:count])
         except BlockingIOError:
             self.writable = False
             return 0
@@ -186,6 +194,10 @@ class Way:
         self.moved += sent
         self._discard(scratch, sent)
         return sent
+
+    def _is_at_mark(self) -> bool:
+        """Whether the next byte is urgent (tcp(7))."""
+        return fcntl.ioctl(self.source, _SIOCATMARK, _NOT_AT_MARK) != _NOT_AT_MARK
 
     def _look(self, screen: Screen, most: int) -> int:
         """Read what somebody wants to see before it goes on."""
