@@ -7,7 +7,6 @@ that was checked; what that answers (refused, unreachable) resets the flow too.
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import struct
 import time
@@ -165,8 +164,7 @@ class Connection:
                 self.reset(Reason.REFUSED)
                 return
         self._client = self._peeking = None
-        # What was told of the client while its first bytes were read is not told again.
-        seen = (None if peeking is None else select.EPOLLIN | select.EPOLLOUT, reached.events)
+        seen = (None if peeking is None else peeking.seen, reached.events)
         self._flow = self._means.relay.start(
             client, reached.server, said, self._relayed, screens, seen
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Peeking:
     The reactor watches the client for a relay's `EVENTS` from here on, also when this is over.
     """
 
-    __slots__ = ("_client", "_done", "_port", "_reactor", "_timer", "data")
+    __slots__ = ("_client", "_done", "_port", "_reactor", "_timer", "data", "seen")
 
     def __init__(self, reactor: Reactor, client: socket.socket, port: int, done: Heard) -> None:
         self._reactor = reactor
@@ -47,6 +48,8 @@ class Peeking:
         self._done: Heard | None = done
         #: What was read so far.
         self.data = b""
+        #: What was told of the client, which is not told again; it may be ready for both still.
+        self.seen = select.EPOLLIN | select.EPOLLOUT
         self._timer = reactor.call_later(PEEK_S, self._silent)
         reactor.add(client.fileno(), self._read, EVENTS)
 
@@ -55,9 +58,14 @@ class Peeking:
         if self._done is not None:
             self._done = None
             self._timer.cancel()
-            self._reactor.replace(self._client.fileno(), _wait)
+            self._reactor.replace(self._client.fileno(), self._note)
 
-    def _read(self, _events: int) -> None:
+    def _note(self, events: int) -> None:
+        """Nothing is read of a client until its flow begins."""
+        self.seen |= events
+
+    def _read(self, events: int) -> None:
+        self._note(events)
         while self._done is not None:
             try:
                 data = self._client.recv(_READ_BYTES)
@@ -94,7 +102,3 @@ class Peeking:
         self.stop()
         if done is not None:
             done(result)
-
-
-def _wait(_events: int) -> None:
-    """Nothing is read of a client until its flow begins."""
