@@ -126,9 +126,7 @@ class Dialling:
         self._open[server] = address
 
     def _answered(self, server: socket.socket, events: int) -> None:
-        code = 0
-        if events & _FAILED:
-            code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        code = _failure(server) if events & _FAILED else 0
         if not code:
             self._finish(Reached(server, self._open.pop(server), events))
             return
@@ -153,6 +151,19 @@ class Dialling:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+
+
+def _failure(server: socket.socket) -> int:
+    """Why a socket failed; 0 if it was connected and holds words of the other end's, who then
+    reset it: they come first, and the error, which asking for it would take away, after them.
+    """
+    try:
+        server.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return 0
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def in_turn(addresses: Iterable[Address]) -> list[Address]:
