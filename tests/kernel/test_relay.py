@@ -505,6 +505,26 @@ def test_sockets_that_are_watched_already_go_on_where_they_were(piped: Stage) ->
     assert piped.ended[0].reason is Reason.FINISHED
 
 
+def test_what_a_server_said_before_its_reset_arrives_though_the_client_is_new(
+    piped: Stage,
+) -> None:
+    client, inner_client = piped.pair()
+    server, inner_server = piped.pair()
+    events: list[int] = []
+    flows: list[Flow] = []
+    piped.reactor.add(inner_server.fileno(), events.append, EVENTS)
+    server.sendall(b"last words")
+    reset(server)
+    piped.until(lambda: events and events[-1] & select.EPOLLERR)
+    # From a handler, as it is: before the loop can tell of the client.
+    begin = partial(piped.relay.start, inner_client, inner_server, seen=(None, events[-1]))
+    piped.reactor.call_later(0, lambda: flows.append(begin()))
+    piped.until(lambda: piped.ended)
+    assert client.recv(100) == b"last words"
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
 def readable(peer: socket.socket) -> bool:
     return bool(select.select([peer], [], [], 0)[0])
 

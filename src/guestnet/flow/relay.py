@@ -169,6 +169,9 @@ class Flow:
         self._open = True
         self._queued = False
         self._is_client_watched = self._is_server_watched = False
+        # It has just been accepted. Before that is told the server may have failed, with last words
+        # that have somewhere to go.
+        self._down.writable = True
 
     @property
     def bytes_up(self) -> int:
