@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
 
 from guestnet.flow.inward import Inward
+from guestnet.gateway.answers import Way
 from guestnet.host import Host
+from guestnet.kernel.mmsg import NAME_BYTES, Sender
 from guestnet.kernel.steering import TABLE
-from guestnet.model import Attachment, Decision
 from hostile import Answer, Door, answers, assert_open, doors, knock
 from lab.addresses import (
     ALLOWED,
@@ -37,135 +38,41 @@ from lab.addresses import (
     SITE_IPV6,
     UPLINK,
 )
-from lab.netns import Namespace
 from lab.servers import ECHO
 from lab.world import World
+from relaying import (
+    PATIENCE_S,
+    GuestOf,
+    Stage,
+    at,
+    eventually,
+    exchange,
+    family,
+    far,
+    is_silent,
+    open_relaying,
+)
 
 pytestmark = pytest.mark.root
 
 Address = IPv4Address | IPv6Address
-T = TypeVar("T")
-
-PATIENCE_S = 20.0
-SILENCE_S = 0.5
-BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 #: A port at which nobody listens.
 NOBODY = 9999
-
-
-def at(server: Any, version: int) -> Address:
-    found: Address = server.ipv4 if version == 4 else server.ipv6
-    return found
-
-
-def family(version: int) -> int:
-    return socket.AF_INET if version == 4 else socket.AF_INET6
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return result
-
-
-class Stage:
-    """A world whose site relays every flow."""
-
-    def __init__(self, world: World, host: Host) -> None:
-        self.world, self.host = world, host
-        self._number = 0
-
-    @contextlib.contextmanager
-    def guest(self, policy: str) -> Iterator[Guest]:
-        self._number += 1
-        id = f"vm-{self._number}"
-        namespace = self.world.add_guest(id)
-        attachment = self.host.attach(id, netns=str(namespace.path), policy=policy)
-        yield Guest(self, attachment, namespace)
-        self.host.detach(id)
-        namespace.delete()
-
-
-class Guest:
-    """One guest, its sockets and what was decided about it."""
-
-    def __init__(self, stage: Stage, attachment: Attachment, namespace: Namespace) -> None:
-        self._stage = stage
-        self.attachment = attachment
-        self.namespace = namespace
-
-    @property
-    def id(self) -> str:
-        return self.attachment.guest
-
-    def address(self, version: int) -> Address:
-        own = self.attachment.ipv4 if version == 4 else self.attachment.ipv6
-        assert own is not None
-        return own.ip
-
-    def socket(self, version: int, port: int = 0) -> socket.socket:
-        with self.namespace.enter():
-            made = socket.socket(family(version), socket.SOCK_DGRAM)
-        made.bind(("", port))
-        made.settimeout(PATIENCE_S)
-        return made
-
-    def decisions(self, **wanted: Any) -> list[Decision]:
-        return [
-            decision
-            for decision in self._stage.host.decisions(self.id)
-            if all(getattr(decision, key) == value for key, value in wanted.items())
-        ]
-
-    def decided(self, **wanted: Any) -> Decision:
-        return eventually(lambda: self.decisions(**wanted))[-1]
+#: asm-generic/socket.h
+SO_DETACH_FILTER = 27
+BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    state = tmp_path_factory.mktemp("relayed")
-    with World() as world:
-        world.site.sysctl("ipv4.ping_group_range", "0 65534")
-        with Host.open(state, site=world.site.path, relays_all=True) as host:
-            host.create_network({"name": "default", "dns": [str(a) for a in RESOLVER.addresses]})
-            made = Stage(world, host)
-            with made.guest("none"):
-                pass  # the gateway runs from the first guest on, and is no test's leftover
-            yield made
-
-
-GuestOf = Callable[[str], Guest]
+    with open_relaying(tmp_path_factory.mktemp("relayed")) as made:
+        yield made
 
 
 @pytest.fixture
 def guest_of(stage: Stage) -> Iterator[GuestOf]:
     with contextlib.ExitStack() as stack:
         yield lambda policy: stack.enter_context(stage.guest(policy))
-
-
-def exchange(udp: socket.socket, data: bytes, address: Address, port: int = ECHO) -> Any:
-    """Send, and return what comes back; it must come from there."""
-    udp.sendto(data, (str(address), port))
-    answer, source = udp.recvfrom(70000)
-    assert source[:2] == (str(address), port)
-    return answer
-
-
-@contextlib.contextmanager
-def far(world: World, address: Address, port: int) -> Iterator[socket.socket]:
-    """A socket of the internet's."""
-    with world.internet.enter():
-        made = socket.socket(family(address.version), socket.SOCK_DGRAM)
-    with made:
-        made.bind((str(address), port))
-        made.settimeout(PATIENCE_S)
-        yield made
-
-
-def is_silent(udp: socket.socket) -> bool:
-    return not select.select([udp], [], [], SILENCE_S)[0]
 
 
 # -- what is allowed works ---------------------------------------------------------------------
@@ -449,10 +356,19 @@ def test_what_the_gateway_holds_sends_answers_only(
     target, stranger = at(ALLOWED, version), at(FORBIDDEN, version)
 
     def packet_of(to: Address) -> bytes:
-        return Inward(stranger, 5006, to, 5006).datagram(b"forged")
+        head = IP(src=str(stranger), dst=str(to)) if version == 4 else IPv6(src=stranger, dst=to)
+        return bytes(head / UDP(sport=5006, dport=5006) / b"forged")
+
+    def answer_to(to: Address) -> None:
+        inward = Inward(stranger, 5006, to, 5006)
+        way = Way(inward)
+        sender = Sender(from_udp.fileno(), version, len(way.to) - NAME_BYTES[version])
+        sender.put(inward.datagrams([b"forged"]), way.to)
+        sender.flush()
 
     raw = [e for e in (*doorway.answer, *doorway.echo) if e.family == family(version)]
     (door,) = (each for each in doorway.relay_udp if each.family == family(version))
+    (from_udp,) = (each for each in doorway.answer_udp if each.family == family(version))
     with far(stage.world, target, 5006) as peer, guest.socket(version, 5006) as udp:
         for to, hears in ((target, peer), (guest.address(version), udp)):
             for each in raw:
@@ -462,16 +378,35 @@ def test_what_the_gateway_holds_sends_answers_only(
                     each.sendto(packet_of(to), (str(to), 0))
             with contextlib.suppress(OSError):
                 door.sendto(b"forged", (str(to), 5006))
+            answer_to(to)
             assert is_silent(hears)
         # The same socket is heard where the guest has begun.
         udp.sendto(b"hello", (str(stranger), 5006))
         guest_sees = packet_of(guest.address(version))
 
-        def is_heard() -> bool:
-            doorway.answer[version == 6].sendto(guest_sees, (str(guest.address(version)), 0))
+        def is_heard(send: Callable[[], object]) -> bool:
+            send()
             return not is_silent(udp) and udp.recv(100) == b"forged"
 
-        assert eventually(is_heard)
+        out, to_guest = doorway.answer[version == 6], (str(guest.address(version)), 0)
+        assert eventually(lambda: is_heard(lambda: out.sendto(guest_sees, to_guest)))
+        assert eventually(lambda: is_heard(lambda: answer_to(guest.address(version))))
+
+
+@BOTH
+def test_what_answers_datagrams_hears_none(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    """Neither guests' nor the machine's own, whatever its holder makes of it."""
+    guest = guest_of("public")
+    gateway = stage.host._relays.gateway
+    assert gateway is not None
+    made = gateway._handed.doorways[0].answer_udp
+    (out,) = (each for each in made if each.family == family(version))
+    with pytest.raises(PermissionError):
+        out.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+    with guest.socket(version) as udp:
+        exchange(udp, b"heard by the peer alone", at(ALLOWED, version))
+    with pytest.raises(BlockingIOError):
+        out.recv(100)
 
 
 # -- beside it ---------------------------------------------------------------------------------

@@ -40,6 +40,14 @@ icmp.sendto(struct.pack("!BBHHH", 8 if low else 128, 0, 0, 0, 7) + b"guest", (sy
 data = icmp.recv(9999)
 print("answered" if data[0] == (0 if low else 129) and data[6:] == b"\\0\\7guest" else data)
 """
+#: A guest's datagram to the echo, in pieces.
+ECHOED = """
+import socket, sys
+udp = socket.socket(int(sys.argv[1]), socket.SOCK_DGRAM)
+udp.settimeout(20)
+udp.sendto(b"x" * 3000, (sys.argv[2], 7))
+print(len(udp.recv(9999)))
+"""
 NAME = ALLOWED.name
 
 
@@ -129,12 +137,8 @@ def test_what_addresses_decide_is_relayed_too(mine: Mine) -> None:
         host = f"[{address}]" if address.version == 6 else str(address)
         page = json.loads(mine.say("exec", "box", "--", "curl", "-gsS", f"http://{host}/"))
         assert page["server"] == "allowed"
-        echo = (
-            "import socket, sys; s = socket.socket(int(sys.argv[1]), socket.SOCK_DGRAM); "
-            "s.settimeout(20); s.sendto(b'x' * 3000, (sys.argv[2], 7)); print(len(s.recv(9999)))"
-        )
         family = "2" if address.version == 4 else "10"
-        shown = mine.say("exec", "box", "--", sys.executable, "-c", echo, family, str(address))
+        shown = mine.say("exec", "box", "--", sys.executable, "-c", ECHOED, family, str(address))
         assert shown.strip() == "3000"
         ping = [sys.executable, "-c", PING, family, str(address)]
         assert mine.say("exec", "box", "--", *ping).strip() == "answered"
@@ -172,6 +176,46 @@ with socket.socket(family, socket.SOCK_DGRAM) as udp:
         family = "2" if address.version == 4 else "10"
         run = ("exec", "wide", "--", sys.executable, "-c", echo, family, str(address))
         assert mine.say(*run).split() == ["1048576", "True", "30000"]
+
+
+MANY = """
+import errno, socket, sys
+family, address = int(sys.argv[1]), (sys.argv[2], 7)
+for port in range(10_000, 20_000):
+    with socket.socket(family, socket.SOCK_DGRAM) as udp:
+        udp.bind(("", port))
+        udp.sendto(b"x", address)
+"""
+
+
+def test_ten_thousand_flows_of_one_guest_are_bounded_by_what_the_user_may_have(mine: Mine) -> None:
+    """1024 descriptors until a program asks for more, as users have them; no more than 4096."""
+    up = [sys.executable, "-P", "-m", "guestnet.cli", "up"]
+    started = mine.user.run(["prlimit", "--nofile=1024:4096", *up])
+    assert started.returncode == 0, started.stderr
+    for guest in ("greedy", "other"):
+        mine.json("attach", guest, "--netns", "new", "--policy", "public")
+    workers = [
+        pid for pid in mine.user.processes()
+        if "-m guestnet.gateway" in processes.command_line(pid)
+    ]  # fmt: skip
+    before = max(descriptors(pid) for pid in workers)
+    for address, away in zip(ALLOWED.addresses, FORBIDDEN.addresses, strict=True):
+        family = "2" if address.version == 4 else "10"
+        mine.say("exec", "greedy", "--", sys.executable, "-c", MANY, family, str(away))
+        echo = [sys.executable, "-c", ECHOED, family, str(address)]
+        assert mine.say("exec", "other", "--", *echo).strip() == "3000"
+        # A quarter of 4096 is everybody's, and a quarter of that one guest's.
+        assert max(descriptors(pid) for pid in workers) <= before + 256 + 16
+    told = [d for d in mine.json("watch", "--recent") if d["rule"] == "limit: exchanges"]
+    assert {d["guest"] for d in told} == {"greedy"}
+    assert told[0]["reason"].startswith("at most 256")
+    assert told[-1]["omitted"] or len(told) > 1
+
+
+def descriptors(pid: int) -> int:
+    """How many a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def test_a_later_daemon_gives_the_same_addresses(mine: Mine) -> None:

@@ -128,6 +128,22 @@ def test_datagrams_go_by_the_name(guest_of: GuestOf, version: int) -> None:
 
 
 @FAMILIES
+def test_one_endpoint_and_two_names_at_one_server(guest_of: GuestOf, version: int) -> None:
+    """Each answer comes in the name of whom it was sent to (QUIC clients have one socket)."""
+    guest = guest_of("allow@*.example.test")
+    first, second = told(guest, NAME, version), told(guest, "shared.example.test", version)
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with guest.namespace.enter():
+        udp = socket.socket(family, socket.SOCK_DGRAM)
+    with udp:
+        udp.settimeout(PATIENCE_S)
+        for address in (first, second, first):
+            udp.sendto(str(address).encode(), (str(address), ECHO))
+            data, source = udp.recvfrom(100)
+            assert (data.decode(), source[0]) == (str(address), str(address))
+
+
+@FAMILIES
 def test_datagrams_resolve_nothing_beside_the_gateway(guest_of: GuestOf, version: int) -> None:
     """Not even at a name whose every service is allowed."""
     guest = guest_of(f"allow@{NAME}")

@@ -53,20 +53,15 @@ def pseudo(source: Address, destination: Address, protocol: int, size: int) -> b
 
 
 @VERSIONS
-@given(data=st.data(), here_port=ports, guest_port=ports, payload=payloads)
-def test_a_datagram(
-    version: int, data: st.DataObject, here_port: int, guest_port: int, payload: bytes
+@given(data=st.data(), here_port=ports, guest_port=ports, some=st.lists(payloads, max_size=5))
+def test_datagrams(
+    version: int, data: st.DataObject, here_port: int, guest_port: int, some: list[bytes]
 ) -> None:
     here, guest = data.draw(ends[version])
-    packet = Inward(here, here_port, guest, guest_port).datagram(payload)
-    source, destination, protocol, body = opened(packet)
-    assert (source, destination, protocol) == (here, guest, 17)
-    assert struct.unpack("!HHH", body[:6]) == (here_port, guest_port, 8 + len(payload))
-    # Zero says that there is none (RFC 768), which IPv6 does not allow.
-    assert (body[6:8] == bytes(2)) == (version == 4)
-    if version == 6:
-        assert summed(pseudo(here, guest, 17, len(body)) + body) == 0xFFFF
-    assert body[8:] == payload
+    made = Inward(here, here_port, guest, guest_port).datagrams(map(memoryview, some))
+    heads = [struct.unpack("!HHHH", each[:8]) for each in made]
+    assert heads == [(here_port, guest_port, 8 + len(each), 0) for each in some]
+    assert [each[8:] for each in made] == some
 
 
 @VERSIONS
@@ -118,7 +113,7 @@ def test_an_error(
 def test_pieces_make_the_whole(version: int, size: int, payload: bytes) -> None:
     here: Address = IPv4Address("192.0.2.1") if version == 4 else IPv6Address("2001:db8::1")
     guest: Address = IPv4Address("192.0.2.2") if version == 4 else IPv6Address("2001:db8::2")
-    packet = Inward(here, 7, guest, 9).datagram(payload)
+    packet = Inward(here, 7, guest, 9).echo_reply(payload)
     head = 20 if version == 4 else 40
     whole = bytearray(len(packet) - head)
     lasts = []
@@ -130,7 +125,7 @@ def test_pieces_make_the_whole(version: int, size: int, payload: bytes) -> None:
             start, more = (field & 0x1FFF) * 8, bool(field & 0x2000)
         else:
             assert piece[6] == 44
-            assert piece[40] == 17
+            assert piece[40] == 58
             assert int.from_bytes(piece[44:48], "big") == 77
             field, body = int.from_bytes(piece[42:44], "big"), piece[48:]
             start, more = field & ~7, bool(field & 1)

@@ -1,13 +1,14 @@
 """Packets to a guest in the name of somebody else: answers, and errors about what it sent.
 
-Each is whole, from the IP header on (RFC 791, 8200, 768, 792, 4443), as a raw socket sends it; the
-kernel fills in IPv4's checksum and identification (raw(7)).
+Those with ICMP are whole, from the IP header on (RFC 791, 8200, 792, 4443), as a raw socket sends
+it; the kernel fills in IPv4's checksum and identification (raw(7)). Datagrams begin with UDP's
+header (RFC 768).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
@@ -22,8 +23,7 @@ TOO_BIG = {4: (3, 4), 6: (2, 0)}
 QUOTED_BYTES = 512
 _HOPS = 64
 _FRAGMENT, _MORE = 44, 0x2000
-#: The header of a datagram, IP's and UDP's.
-_HEAD4, _HEAD6 = struct.Struct("!BBHHHBBH4s4sHHHH"), struct.Struct("!IHBB16s16sHHHH")
+_UDP = struct.Struct("!HHHH")
 _HEAD_BYTES = {4: 20, 6: 40}
 
 
@@ -34,46 +34,41 @@ class Inward:
     """
 
     __slots__ = (
-        "_ends", "_guest", "_guest_port", "_head", "_here", "_here_port", "_sum", "_version",
+        "_version", "guest", "guest_port", "here", "here_port",
     )  # fmt: skip
 
     def __init__(self, here: Address, here_port: int, guest: Address, guest_port: int) -> None:
-        self._here, self._here_port = here, here_port
-        self._guest, self._guest_port = guest, guest_port
+        self.here, self.here_port = here, here_port
+        self.guest, self.guest_port = guest, guest_port
         self._version = here.version
-        self._head = _HEAD4.pack if here.version == 4 else _HEAD6.pack
-        self._ends = (here.packed, guest.packed, here_port, guest_port)
-        # What of a UDP checksum is the same each time: the pseudo header and the ports.
-        ends = int.from_bytes(here.packed, "big") + int.from_bytes(guest.packed, "big")
-        self._sum = ends + UDP + here_port + guest_port
 
-    def datagram(self, data: bytes) -> bytes:
-        """An answer to the guest's datagrams.
+    def datagrams(self, payloads: Iterable[bytes | memoryview]) -> list[bytes]:
+        """Answers to the guest's datagrams, from the UDP header on.
 
-        Over IPv4 without a UDP checksum, which is as good as none on a link within one machine, and
-        would be a third of what a datagram costs; IPv6 wants one.
+        Without a checksum. IPv6 wants one, which the kernel fills in; over IPv4 none is as good on
+        a link within one machine.
         """
-        size = 8 + len(data)
-        if self._version == 4:
-            return self._head(0x45, 0, 20 + size, 0, 0, _HOPS, UDP, 0, *self._ends, size, 0) + data
-        number = int.from_bytes(data, "big") << 8 * (len(data) & 1)
-        # The sum of 16-bit words is the number itself modulo 65535, as 2**16 is 1 there.
-        check = 65535 - (self._sum + 2 * size + number) % 65535
-        return self._head(6 << 28, size, UDP, _HOPS, *self._ends, size, check) + data
+        made, size, head = [], -1, b""
+        for payload in payloads:
+            if len(payload) != size:
+                size = len(payload)
+                head = _UDP.pack(self.here_port, self.guest_port, 8 + size, 0)
+            made.append(head + payload)
+        return made
 
     def echo_reply(self, rest: bytes) -> bytes:
         """An answer to a ping; `rest` is what follows the identifier: sequence and payload."""
         kind = ECHO_REPLY[self._version]
-        return self._icmp(struct.pack("!BBHH", kind, 0, 0, self._guest_port) + rest)
+        return self._icmp(struct.pack("!BBHH", kind, 0, 0, self.guest_port) + rest)
 
     def error(self, kind: int, code: int, info: int, quoted: bytes, *, echo: bool = False) -> bytes:
         """An ICMP error about what the guest sent; `info` is an MTU, or 0."""
         if echo:
-            head = struct.pack("!BBHH", ECHO_REQUEST[self._version], 0, 0, self._guest_port)
+            head = struct.pack("!BBHH", ECHO_REQUEST[self._version], 0, 0, self.guest_port)
             protocol = ICMP if self._version == 4 else ICMP6
         else:
             size = min(8 + len(quoted), 65535)
-            head = struct.pack("!HHHH", self._guest_port, self._here_port, size, 0)
+            head = _UDP.pack(self.guest_port, self.here_port, size, 0)
             protocol = UDP
         sent = head + quoted[:QUOTED_BYTES]
         about = self._header(protocol, len(sent), to_guest=False) + sent
@@ -89,14 +84,14 @@ class Inward:
             if low
             else len(message)
             + ICMP6
-            + sum(int.from_bytes(each.packed, "big") for each in (self._here, self._guest))
+            + sum(int.from_bytes(each.packed, "big") for each in (self.here, self.guest))
         )
         number = int.from_bytes(message, "big") << 8 * (len(message) & 1)
         check = 65535 - (ends + number) % 65535
         return head + message[:2] + struct.pack("!H", check) + message[4:]
 
     def _header(self, protocol: int, size: int, *, to_guest: bool = True) -> bytes:
-        ends = (self._here, self._guest) if to_guest else (self._guest, self._here)
+        ends = (self.here, self.guest) if to_guest else (self.guest, self.here)
         if self._version == 6:
             words = struct.pack("!IHBB", 6 << 28, size, protocol, _HOPS)
             return words + ends[0].packed + ends[1].packed

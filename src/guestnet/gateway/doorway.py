@@ -19,10 +19,19 @@ from ..errors import HostError
 from ..flow.options import keep_alive, prepare
 from ..ruleset.doors import Doors
 from .service_class import hear_class
-from .transparent import answering, echo_door, make_transparent, raw_pair
+from .transparent import (
+    answering,
+    answering_as_one,
+    answering_datagrams,
+    echo_door,
+    make_transparent,
+    raw_pair,
+)
 
 #: Connections that wait to be accepted, while a worker is busy or being restarted.
 BACKLOG = 4096
+#: Ports of peers, first come, from which many datagrams are sent to guests at once.
+ANSWERING_PORTS = 8
 #: Ports tried until one is free for both families.
 _ATTEMPTS = 16
 #: linux/in.h, in6.h
@@ -37,14 +46,20 @@ class Doorway:
     resolver_udp: tuple[socket.socket, ...]
     resolver_tcp: tuple[socket.socket, ...]
     #: Where datagrams and echo requests are relayed: guests' datagrams to others, their echo
-    #: requests to others, and raw sockets by which others' answers are written.
+    #: requests to others, and raw sockets by which others' answers are written: whole packets.
     relay_udp: tuple[socket.socket, ...] = ()
     echo: tuple[socket.socket, ...] = ()
     answer: tuple[socket.socket, ...] = ()
+    #: Of datagrams, from the UDP header on.
+    answer_udp: tuple[socket.socket, ...] = ()
+    #: Of many datagrams at once, each from one port: only where nobody else has ports.
+    answer_as_one: tuple[socket.socket, ...] = ()
 
     @classmethod
-    def open(cls, workers: int, datagrams: bool = False) -> tuple[Self, ...]:
+    def open(cls, workers: int, datagrams: bool = False, apart: bool = False) -> tuple[Self, ...]:
         """One for each worker, in the calling thread's namespace, on ports the kernel chooses.
+
+        `apart` says that the namespace is the site's alone.
 
         The first one's worker takes all datagrams: what one endpoint of a guest sends to several
         peers goes out from one port, which is one worker's.
@@ -58,8 +73,11 @@ class Doorway:
                 opened.append([*_service(socket.SOCK_DGRAM, 1), *others])
                 for door in opened[-1][0]:
                     make_transparent(door)
-                for made_by in (echo_door, answering):
+                for made_by in (echo_door, answering, answering_datagrams):
                     opened.append([raw_pair(made_by), *others])
+                opened.append([(), *others])
+                for _ in range(ANSWERING_PORTS if apart else 0):
+                    opened[-1][0] += raw_pair(answering_as_one)
         except BaseException:
             for each in opened:
                 for sockets in each:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal
+from typing import Literal, Self
 from typing import Protocol as Interface
 
 from ..flow.inward import Inward, read_echo_reply
 from ..flow.reactor import Reactor, Timer
 from ..model.decision import Decision
 from ..policy import FlowName, Protocol, Verdict
+from .answers import Answers, Way
 from .guests import Guest
-from .outward import Outward, Peer, Problem
+from .outward import Outward, Peer
+from .problems import Problem
 
 Address = IPv4Address | IPv6Address
 
@@ -21,7 +24,6 @@ Address = IPv4Address | IPv6Address
 #: the kernel's connection tracking has them), and for services of one question and one answer.
 UNANSWERED_S, ANSWERED_S, BRIEF_S = 30.0, 120.0, 10.0
 BRIEF_PORTS = frozenset({53, 123})
-
 
 #: Exchanges of one guest at a time, and of all. Beyond it a new one takes the place of the guest's
 #: own that was silent for longest, if that was so for `SPARED_S`, else it is refused.
@@ -40,6 +42,14 @@ class Limits:
     answered_s: float = ANSWERED_S
     brief_s: float = BRIEF_S
 
+    @classmethod
+    def within(cls, files: int) -> Self:
+        """For a process that may have so many descriptors: a quarter of them, of which a guest may
+        have a quarter. Each exchange may have an endpoint, and so a socket, of its own.
+        """
+        everybody = min(ALL_EXCHANGES, files // 4)
+        return cls(guest=min(GUEST_EXCHANGES, everybody // 4), all=everybody)
+
 
 _TOLD: dict[Protocol, Literal["udp", "icmpv4", "icmpv6"]] = {
     Protocol.UDP: "udp",
@@ -55,8 +65,9 @@ class Owner(Interface):
     def reactor(self) -> Reactor:
         """The loop."""
 
-    def answer(self, packet: bytes, guest: str) -> None:
-        """Send a packet to a guest."""
+    @property
+    def answers(self) -> Answers:
+        """By which guests are answered."""
 
     def tell(self, decision: Decision) -> None:
         """Report a decision."""
@@ -72,7 +83,8 @@ class Exchange:
     """A guest's endpoint and one peer."""
 
     __slots__ = (
-        "_answered", "_inward", "_limits", "_outward", "_owner", "_timer", "address",
+        "_answered", "_inward", "_limits", "_outward", "_owner", "_timer", "_way",
+        "address",
         "began", "bytes_down", "bytes_up", "endpoint", "guest", "key", "last", "name", "peer",
         "port", "protocol", "verdict",
     )  # fmt: skip
@@ -90,6 +102,7 @@ class Exchange:
     ) -> None:
         self._owner = owner
         self._inward = inward
+        self._way = Way(inward)
         self._outward: Outward | None = None
         self._timer: Timer | None = None
         self._answered = False
@@ -100,8 +113,8 @@ class Exchange:
         self.port = port
         self.protocol = protocol
         #: The guest's side: its address as text, its port or identifier.
-        self.endpoint = (source[0], source[1], protocol)
-        self.peer: Peer = (str(address), port)
+        self.endpoint: object = (source[0], source[1], protocol)
+        self.peer = Peer.at(address, port)
         self.name: FlowName | None = None
         self.verdict: Verdict | None = None
         self.began = time.time()
@@ -111,34 +124,41 @@ class Exchange:
     def lead_to(self, address: Address) -> None:
         """The guest's peer stands for a name that is here; the guest is answered by its peer."""
         self.address = address
-        self.peer = (str(address), self.port)
+        self.peer = Peer.at(address, self.port)
 
     def begin(self, outward: Outward, limits: Limits) -> None:
         """From here on what the peer answers is heard."""
         self._outward = outward
         self._limits = limits
-        outward.peers[self.peer] = self
+        outward.peers[self.peer.source] = self
         self._timer = self._owner.reactor.call_later(self._patience(), self._check_idle)
 
-    def send(self, data: bytes | memoryview, *, in_pieces: bool) -> None:
-        """Send the guest's datagram on."""
-        self.last = self._owner.reactor.now()
-        if self._outward is not None and self._outward.send(data, self.peer, in_pieces=in_pieces):
-            self.bytes_up += len(data)
+    def follow(self) -> None:
+        """Leave by the interfaces that the guest's network leaves by now."""
+        if self._outward is not None and self._outward.egress != self.guest.egress:
+            self._outward.leave_by(self.guest.egress)
 
-    def heard(self, data: bytes) -> None:
-        """The peer's datagram, for the guest."""
+    def send(self, datagrams: Sequence[memoryview], *, in_pieces: bool) -> None:
+        """Send the guest's datagrams on."""
+        self.last = self._owner.reactor.now()
+        if self._outward is not None:
+            self.bytes_up += self._outward.send(datagrams, self.peer, in_pieces=in_pieces)
+        self._owner.touch(self)
+
+    def heard(self, datagrams: Sequence[memoryview]) -> None:
+        """The peer's datagrams, for the guest."""
+        answers = self._owner.answers
         if self.protocol is Protocol.UDP:
-            packet = self._inward.datagram(data)
+            answers.send_datagrams(datagrams, self._way)
+            self.bytes_down += sum(map(len, datagrams))
         else:
-            rest = read_echo_reply(data, self.address.version)
-            if rest is None:
-                return
-            packet, data = self._inward.echo_reply(rest), rest
+            for each in datagrams:
+                rest = read_echo_reply(each.tobytes(), self.address.version)
+                if rest is not None:
+                    answers.send_packet(self._inward.echo_reply(rest), self._way.guest)
+                    self.bytes_down += len(rest)
         self._answered = True
         self.last = self._owner.reactor.now()
-        self.bytes_down += len(data)
-        self._owner.answer(packet, self.endpoint[0])
         self._owner.touch(self)
 
     def failed(self, problem: Problem) -> None:
@@ -152,7 +172,7 @@ class Exchange:
         """An ICMP error about a datagram of the guest's."""
         echo = self.protocol is not Protocol.UDP
         packet = self._inward.error(kind, code, info, about, echo=echo)
-        self._owner.answer(packet, self.endpoint[0])
+        self._owner.answers.send_packet(packet, self._way.guest)
 
     def end(self, reason: str) -> None:
         """End it: the endpoint's next datagram to this peer is decided anew."""

@@ -11,48 +11,53 @@ import errno
 import select
 import socket
 import struct
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Protocol
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple, Protocol, Self
 
-from ..flow.inward import ECHO_REQUEST, TOO_BIG
+from ..flow.inward import ECHO_REQUEST, QUOTED_BYTES
 from ..flow.reactor import Reactor
+from ..kernel.mmsg import NAME_BYTES, SLOTS, Receiver, read_ancillary, socket_address
+from .problems import Problem, is_no_way, no_way, read_problem, want_problems
+from .segments import ancillary, can_send, gather, pieces, runs, size_in
 
-#: linux/in.h, in6.h, errqueue.h
-_IP_MTU_DISCOVER, _IP_RECVERR, _IPV6_MTU_DISCOVER, _IPV6_RECVERR = 10, 11, 23, 25
+#: linux/in.h, in6.h, socket.h
+_MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_WANT, _PMTUDISC_DO = 1, 2
 _MSG_ERRQUEUE = 0x2000
-_EXTENDED_ERROR = struct.Struct("=IBBBBII")
-_ORIGIN_LOCAL, _ORIGIN_ICMP, _ORIGIN_ICMP6 = 1, 2, 3
+#: linux/if.h: IFNAMSIZ
+_NAME_BYTES = 16
 #: Errors read at a time, and room for what is said about each.
 _ERRORS_TURN, _ANCILLARY_BYTES = 64, 256
-#: Datagrams read at a time before others get their turn.
-TURN = 64
 _MAX_BYTES = 65535
+#: Datagrams of an endpoint's peers that wait to be read, as far as net.core.rmem_max lets it have
+#: them: twice what a socket has by default.
+BUFFER_BYTES = 1024 * 1024
 
-Peer = tuple[str, int]
-_NOBODY: Peer = ("", 0)
+Address = IPv4Address | IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """An error about what was sent to a peer, as ICMP puts it."""
+class Peer(NamedTuple):
+    """Somebody outside, as Python's sockets want it, and as the kernel says it."""
 
-    kind: int
-    code: int
-    #: The MTU, where that is the problem.
-    info: int
-    #: The payload it is about, or its beginning.
-    about: bytes
-    #: Whether this machine said it, and nobody on the way.
-    is_local: bool = False
+    to: tuple[str, int]
+    source: bytes
+
+    @classmethod
+    def at(cls, address: Address, port: int) -> Self:
+        """The peer at an address and port; a ping's port is 0."""
+        return cls((str(address), port), socket_address(address, port))
+
+
+_NOBODY = Peer(("", 0), b"")
 
 
 class Hears(Protocol):
     """Whoever hears one peer."""
 
-    def heard(self, data: bytes) -> None:
-        """The peer's datagram, or for pings its message."""
+    def heard(self, datagrams: Sequence[memoryview]) -> None:
+        """The peer's datagrams, or for pings its messages; they are gone with the return."""
 
     def failed(self, problem: Problem) -> None:
         """Something sent to the peer did not arrive."""
@@ -61,35 +66,56 @@ class Hears(Protocol):
 class Outward:
     """The outward socket of one endpoint. Raises `OSError` where the machine gives none."""
 
-    __slots__ = ("_closed", "_reactor", "_socket", "_version", "is_ping", "peers")
+    __slots__ = (
+        "_closed", "_egress", "_reactor", "_receiver", "_segments", "_socket", "_version",
+        "is_ping", "peers",
+    )  # fmt: skip
 
     def __init__(
-        self, reactor: Reactor, version: int, egress: tuple[str, ...], *, is_ping: bool
+        self,
+        reactor: Reactor,
+        receiver: Receiver,
+        version: int,
+        egress: tuple[str, ...],
+        *,
+        is_ping: bool,
+        segments: bool,
     ) -> None:
         self._reactor = reactor
+        self._receiver = receiver
         self._version = version
+        self._egress = egress
+        #: Whether the kernel takes several datagrams as one.
+        self._segments = segments
         self.is_ping = is_ping
-        #: By address and port as a socket tells them; a ping's port is 0.
-        self.peers: dict[Peer, Hears] = {}
+        #: By socket address as the kernel says it.
+        self.peers: dict[bytes, Hears] = {}
         self._closed = False
-        family, protocol = socket.AF_INET, socket.IPPROTO_ICMP if is_ping else 0
-        if version == 6:
-            family, protocol = socket.AF_INET6, socket.IPPROTO_ICMPV6 if is_ping else 0
+        self._socket = self._open()
+
+    def _open(self) -> socket.socket:
+        low = self._version == 4
+        protocol = socket.IPPROTO_UDP
+        if self.is_ping:
+            protocol = socket.IPPROTO_ICMP if low else socket.IPPROTO_ICMPV6
+        family = socket.AF_INET if low else socket.AF_INET6
         made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, protocol)
         try:
-            if version == 6:
+            if not low:
                 # An address that embeds an IPv4 one leads nowhere, rather than there.
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            level, recverr, _discover = self._options()
-            made.setsockopt(level, recverr, 1)
-            self._socket = made
-            self._discover(_PMTUDISC_DO)
-            if len(egress) == 1:
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, egress[0].encode())
-            reactor.add(made.fileno(), self._on_event, select.EPOLLIN)
+            want_problems(made, self._version)
+            made.setsockopt(*_MTU_DISCOVER[self._version], _PMTUDISC_DO)
+            if not self.is_ping:
+                gather(made)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            if len(self._egress) == 1:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._egress[0].encode())
+            self._reactor.add(made.fileno(), self._on_event, select.EPOLLIN)
         except OSError:
             made.close()
             raise
+        return made
 
     def close(self) -> None:
         """Close it; the next datagram of the endpoint gets another port."""
@@ -97,49 +123,109 @@ class Outward:
         self._reactor.remove(self._socket.fileno())
         self._socket.close()
 
-    def send(self, data: bytes | memoryview, peer: Peer, *, in_pieces: bool) -> bool:
-        """Send to a peer; False if it could not be sent.
+    def leave_by(self, egress: tuple[str, ...]) -> None:
+        """Go on by these interfaces, from another port; as before if there are none such."""
+        self._egress = egress
+        with suppress(OSError):
+            renewed = self._open()
+            self._reactor.remove(self._socket.fileno())
+            self._socket.close()
+            self._socket = renewed
 
-        `in_pieces`: the guest sent it as fragments, so it may go on as such. What it sent whole and
-        is too large for the path comes back as a `Problem`, as its path MTU discovery wants.
+    @property
+    def egress(self) -> tuple[str, ...]:
+        """The interfaces by which it sends, as it was told."""
+        return self._egress
+
+    def send(self, datagrams: Sequence[memoryview], peer: Peer, *, in_pieces: bool) -> int:
+        """Send to a peer; returns the bytes that went, as far as is known now.
+
+        `in_pieces`: the guest sent each as fragments, so it may go on as such. What it sent whole
+        and is too large for the path comes back as a `Problem`, as its path MTU discovery wants.
         """
+        if len(datagrams) == 1 or in_pieces or self.is_ping or not self._segments:
+            return self._send_each(datagrams, peer, in_pieces)
+        sent = 0
+        for run in runs(datagrams):
+            try:
+                sent += self._socket.sendmsg(run, ancillary(len(run[0])), 0, peer.to)
+            except BlockingIOError:
+                pass  # the uplink does not keep up: lost, as they would be there
+            except OSError:  # each by itself says what is wrong, or is not wrong by itself
+                sent += self._send_each(run, peer, in_pieces)
+            if self._closed:
+                break
+        return sent
+
+    def _send_each(self, datagrams: Sequence[memoryview], peer: Peer, in_pieces: bool) -> int:
+        sent = 0
+        for each in datagrams:
+            try:
+                if self._send_one(each, peer, in_pieces):
+                    sent += len(each)
+            except OSError as error:
+                self._tell_no_way(error, peer, each)
+                break
+            if self._closed:
+                break
+        return sent
+
+    def _send_one(self, data: memoryview, peer: Peer, in_pieces: bool) -> bool:
+        """Whether it was sent. Raises `OSError` where others would not be either."""
+        wire: bytes | memoryview = data
         if self.is_ping:
-            data = struct.pack("!BBHH", ECHO_REQUEST[self._version], 0, 0, 0) + bytes(data)
+            wire = struct.pack("!BBHH", ECHO_REQUEST[self._version], 0, 0, 0) + data
         for attempt in (1, 2):
             try:
-                self._socket.sendto(data, peer)
+                self._socket.sendto(wire, peer.to)
             except BlockingIOError:
-                return False  # the uplink does not keep up: it is lost, as it would be there
+                return False
             except OSError as error:
                 if error.errno == errno.EMSGSIZE and in_pieces:
                     self._hear_problems(_NOBODY)  # the guest is not to learn of it
-                    return self._send_in_pieces(data, peer)
+                    return self._send_in_pieces(wire, peer)
                 # An error about an earlier datagram comes in the way of this one, once.
                 self._hear_problems(peer)
-                if error.errno == errno.EMSGSIZE or attempt == 2 or self._closed:
+                if error.errno == errno.EMSGSIZE or self._closed:
                     return False
+                if attempt == 2 and is_no_way(error):
+                    raise
             else:
                 return True
         return False
 
     def _send_in_pieces(self, data: bytes | memoryview, peer: Peer) -> bool:
-        self._discover(_PMTUDISC_WANT)
+        discover = _MTU_DISCOVER[self._version]
+        self._socket.setsockopt(*discover, _PMTUDISC_WANT)
         try:
-            self._socket.sendto(data, peer)
+            self._socket.sendto(data, peer.to)
         except OSError:
             return False
         finally:
-            self._discover(_PMTUDISC_DO)
+            self._socket.setsockopt(*discover, _PMTUDISC_DO)
         return True
 
-    def _options(self) -> tuple[int, int, int]:
-        if self._version == 4:
-            return socket.IPPROTO_IP, _IP_RECVERR, _IP_MTU_DISCOVER
-        return socket.IPPROTO_IPV6, _IPV6_RECVERR, _IPV6_MTU_DISCOVER
+    def _tell_no_way(self, error: OSError, peer: Peer, data: memoryview) -> None:
+        """The machine has no way there now: the guest hears it as from any router.
 
-    def _discover(self, how: int) -> None:
-        level, _recverr, discover = self._options()
-        self._socket.setsockopt(level, discover, how)
+        A way that is back is found by the next datagram, as no address is bound. A device is where
+        guests leave by one: after it went away and came back it is another.
+        """
+        known = self.peers.get(peer.source)
+        problem = no_way(error, self._version, bytes(data[:QUOTED_BYTES]))
+        if self._closed or known is None or problem is None:
+            return
+        if not self._has_device():
+            self.leave_by(self._egress)
+        known.failed(problem)
+
+    def _has_device(self) -> bool:
+        """Whether the device that it is bound to, if any, is still there."""
+        try:
+            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _NAME_BYTES)
+        except OSError:
+            return False
+        return True
 
     # -- hearing -----------------------------------------------------------------------------
 
@@ -149,21 +235,30 @@ class Outward:
         self._hear()
 
     def _hear(self) -> None:
-        peers, receive = self.peers, self._socket.recvfrom
-        for _turn in range(TURN):
-            if self._closed:
-                return
-            try:
-                data, source = receive(_MAX_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._hear_problems()
-                continue
-            known = peers.get(source[:2])
+        if self._closed:
+            return
+        try:
+            waiting = self._receiver.receive(self._socket.fileno())
+        except OSError:
+            self._hear_problems()
+            self._reactor.call_soon(self._hear)
+            return
+        name_bytes = NAME_BYTES[self._version]
+        heard: dict[bytes, list[memoryview]] = {}
+        for where, data in waiting:
+            if where in heard:
+                heard[where].append(data)
+            elif len(where) == name_bytes:
+                heard[where] = [data]
+            else:
+                size = size_in(read_ancillary(where[name_bytes:]))
+                heard.setdefault(where[:name_bytes], []).extend(pieces(data, size))
+        for source, datagrams in heard.items():
+            known = self.peers.get(source)
             if known is not None:
-                known.heard(data)
-        self._reactor.call_soon(self._hear)
+                known.heard(datagrams)
+        if len(waiting) == SLOTS:
+            self._reactor.call_soon(self._hear)
 
     def _hear_problems(self, sending_to: Peer | None = None) -> None:
         """Read the error queue; a local error does not always say which peer it is about."""
@@ -171,39 +266,34 @@ class Outward:
             if self._closed:
                 return
             try:
-                data, ancillary, _flags, peer = self._socket.recvmsg(
+                data, said, _flags, peer = self._socket.recvmsg(
                     _MAX_BYTES, _ANCILLARY_BYTES, _MSG_ERRQUEUE
                 )
             except OSError:
                 return
-            problem = self._problem(ancillary, data)
+            problem = read_problem(self._version, said, data)
             if problem is None:
                 continue
-            known = self.peers.get(sending_to if problem.is_local and sending_to else peer[:2])
+            about = Peer.at(ip_address(peer[0].partition("%")[0]), peer[1])
+            if problem.is_local and sending_to is not None:
+                about = sending_to
+            known = self.peers.get(about.source)
             if known is not None:
                 known.failed(problem)
-
-    def _problem(self, ancillary: list[tuple[int, int, bytes]], data: bytes) -> Problem | None:
-        level, recverr, _discover = self._options()
-        for at, kind, said in ancillary:
-            if at == level and kind == recverr and len(said) >= _EXTENDED_ERROR.size:
-                number, origin, icmp_type, code, _pad, info, _data = _EXTENDED_ERROR.unpack_from(
-                    said
-                )
-                if origin == _ORIGIN_LOCAL and number == errno.EMSGSIZE:
-                    return Problem(*TOO_BIG[self._version], info, data, is_local=True)
-                if origin in (_ORIGIN_ICMP, _ORIGIN_ICMP6):
-                    mtu = info if number == errno.EMSGSIZE else 0
-                    return Problem(icmp_type, code, mtu, data)
-        return None
 
 
 class Outwards:
     """The outward sockets of all endpoints, by endpoint."""
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, receivers: Mapping[int, Receiver]) -> None:
         self._reactor = reactor
+        self._receivers = receivers
+        self._segments = can_send()
         self._by_endpoint: dict[object, Outward] = {}
+
+    def __len__(self) -> int:
+        """Sockets at this moment."""
+        return len(self._by_endpoint)
 
     def join(
         self, endpoint: object, version: int, egress: tuple[str, ...], *, is_ping: bool
@@ -211,7 +301,10 @@ class Outwards:
         """The endpoint's socket, made where there is none yet. Raises `OSError`."""
         known = self._by_endpoint.get(endpoint)
         if known is None:
-            known = Outward(self._reactor, version, egress, is_ping=is_ping)
+            known = Outward(
+                self._reactor, self._receivers[version], version, egress,
+                is_ping=is_ping, segments=self._segments,
+            )  # fmt: skip
             self._by_endpoint[endpoint] = known
         return known
 
@@ -219,7 +312,7 @@ class Outwards:
         """A peer is talked to no more; with the last one the socket goes."""
         known = self._by_endpoint.get(endpoint)
         if known is not None:
-            known.peers.pop(peer, None)
+            known.peers.pop(peer.source, None)
             if not known.peers:
                 del self._by_endpoint[endpoint]
                 with suppress(KeyError, OSError):

@@ -62,7 +62,9 @@ class Relaying:
         client.setblocking(False)  # accept4 could, but Python's does not
         connection = Connection(self._means, client, guest, *target, self._left)
         if len(guest.flows) >= self._guest_flows or self.flows >= ALL_FLOWS:
-            connection.refuse_for("limit: flows", f"at most {GUEST_FLOWS} flows at a time")
+            connection.refuse_for(
+                "limit: flows", f"at most {self._guest_flows} flows at a time at a worker"
+            )
             return
         self.flows += 1
         guest.flows.add(connection)

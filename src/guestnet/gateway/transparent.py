@@ -11,17 +11,26 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..errors import HostError
+from ..kernel import sysctl
 from ..ruleset.names import MARK_ANSWER, MARK_TAKEN
 
 #: linux/in.h, in6.h: IP_TRANSPARENT, IP_RECVORIGDSTADDR, IP_RECVFRAGSIZE.
 _TRANSPARENT, _TRANSPARENT6 = (19, 20, 25), (75, 74, 77)
-_IPV6_RECVPKTINFO, _IPV6_HDRINCL = 49, 36
+_IP_PKTINFO, _IPV6_RECVPKTINFO, _IPV6_HDRINCL = 8, 49, 36
 #: linux/icmp.h, icmpv6.h: a bit for each type that is *not* wanted.
 _SOL_RAW, _ICMP_FILTER, _ICMPV6_FILTER = 255, 1, 1
 _ECHO_REQUEST, _ECHO_REQUEST6 = 8, 128
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_SO_ATTACH_FILTER, _SO_LOCK_FILTER, _SO_RCVBUFFORCE = 26, 44, 33
+#: linux/bpf_common.h: BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+_LOAD, _EQUAL, _ANSWER = 0x20, 0x15, 0x06
+#: linux/in6.h; where a UDP header has its checksum.
+_IPV6_CHECKSUM, _UDP_CHECKSUM_AT = 7, 6
+#: Addresses that no interface has: IANA's dummy address, and one of the discard prefix (RFC 7600
+#: section 4.8, RFC 6666).
+NOBODY = {4: "192.0.0.8", 6: "100::8"}
 #: Datagrams of all guests that wait to be read; one that floods it makes others lose some.
 DATAGRAM_BUFFER_BYTES = 4 * 1024 * 1024
 
@@ -33,6 +42,10 @@ def make_transparent(door: socket.socket) -> None:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
         for option in _TRANSPARENT if low else _TRANSPARENT6:
             door.setsockopt(socket.IPPROTO_IP if low else socket.IPPROTO_IPV6, option, 1)
+        if low:  # of every datagram the same would be said twice
+            door.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 0)
+        else:
+            door.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 0)
     except OSError as error:
         raise HostError.from_os("setsockopt(IP_TRANSPARENT)", "the UDP door", error) from None
     _enlarge(door)
@@ -77,17 +90,23 @@ def echo_door(family: int) -> socket.socket:
 
 
 def _keep_marked(made: socket.socket) -> None:
-    """A classic BPF program: the packet whole if it bears the mark, else nothing of it."""
-    load, equal, answer, mark_offset = 0x20, 0x15, 0x06, 0xFFFFF000 + 20  # SKF_AD_OFF + SKF_AD_MARK
-    program = [
-        (load, 0, 0, mark_offset),
-        (equal, 0, 1, MARK_TAKEN),
-        (answer, 0, 0, 0xFFFFFFFF),
-        (answer, 0, 0, 0),
-    ]
+    """The packet whole if it bears the mark, else nothing of it."""
+    mark_offset = 0xFFFFF000 + 20  # SKF_AD_OFF + SKF_AD_MARK
+    _filter(
+        made,
+        (_LOAD, 0, 0, mark_offset),
+        (_EQUAL, 0, 1, MARK_TAKEN),
+        (_ANSWER, 0, 0, 0xFFFFFFFF),
+        (_ANSWER, 0, 0, 0),
+    )
+
+
+def _filter(made: socket.socket, *program: tuple[int, int, int, int]) -> None:
+    """Attach a classic BPF program, which the socket's holder cannot take off again."""
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in program))
     held = struct.pack("@HP", len(program), ctypes.addressof(code))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, held)
+    made.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
 
 
 def answering(family: int) -> socket.socket:
@@ -97,6 +116,55 @@ def answering(family: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def answering_datagrams(family: int) -> socket.socket:
+    """Sends datagrams from the UDP header on, each from a source that a control message names.
+
+    The kernel writes the IP header, IPv6's checksum, and fragments. It would give such a socket a
+    copy of whatever datagram comes to this namespace: bound to an address that nobody has it gets
+    none, and the filter has the holder get none either.
+    """
+    low = family == socket.AF_INET
+    made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_UDP)
+    try:
+        _filter(made, (_ANSWER, 0, 0, 0))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
+        if low:
+            made.setsockopt(socket.IPPROTO_IP, _TRANSPARENT[0], 1)
+        else:
+            made.setsockopt(socket.IPPROTO_IPV6, _TRANSPARENT6[0], 1)
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _UDP_CHECKSUM_AT)
+        made.bind((NOBODY[4 if low else 6], 0))
+        with suppress(BlockingIOError):
+            while True:  # what came before the filter was there
+                made.recv(1)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def answering_as_one(family: int) -> socket.socket:
+    """Sends many datagrams as one (UDP_SEGMENT) from a port that its holder binds it to.
+
+    Only in a namespace where nobody else has ports: there any is free, and free to be bound.
+    """
+    sysctl.write("ipv4/ip_unprivileged_port_start", "0")  # of IPv6 as well
+    low = family == socket.AF_INET
+    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        _filter(made, (_ANSWER, 0, 0, 0))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
+        if low:
+            made.setsockopt(socket.IPPROTO_IP, _TRANSPARENT[0], 1)
+        else:
+            made.setsockopt(socket.IPPROTO_IPV6, _TRANSPARENT6[0], 1)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     except OSError:
         made.close()
         raise

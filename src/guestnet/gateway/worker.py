@@ -15,12 +15,13 @@ from ..dns import Pins
 from ..flow.pipes import MAX_PIPES, PipePool
 from ..flow.reactor import Reactor
 from ..flow.relay import Relay
-from ..kernel.confine import confine
+from ..kernel.confine import confine, most_files
 from ..model.decision import Decision
 from .asking import Asking
 from .connection import Means
 from .datagrams import Datagrams
 from .doorway import Doorway
+from .exchange import Limits
 from .guests import Guests
 from .lookup import Lookup
 from .messages import (
@@ -91,9 +92,14 @@ class Worker:
             self.pinning, self.tell,
         )  # fmt: skip
         lookup = Lookup(self.reactor, asking)
-        self.datagrams = Datagrams(doorway, self.reactor, self.guests, self.tell, lookup.resolve)
+        files = most_files()
+        self.datagrams = Datagrams(
+            doorway, self.reactor, self.guests, self.tell, lookup.resolve, Limits.within(files)
+        )
         means = Means(self.reactor, self.guests, relay, lookup.resolve, self.tell)
-        self.relaying = Relaying(doorway.relay, means, guest_flows=GUEST_FLOWS // workers)
+        # Two descriptors each: an eighth of what there may be is one guest's, at all workers.
+        guest_flows = min(GUEST_FLOWS, files // 16) // workers
+        self.relaying = Relaying(doorway.relay, means, guest_flows=guest_flows)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 

@@ -105,7 +105,8 @@ class Relays:
             # As few doors as need be: those for datagrams can write to guests in others' names.
             synthetic = any(n.spec.synthetic for n in self._ledger.networks.values())
             datagrams = self._site.relays_all or synthetic
-            doorways = self._site.within(partial(Doorway.open, self._workers, datagrams))
+            opened = partial(Doorway.open, self._workers, datagrams, self._site.is_apart)
+            doorways = self._site.within(opened)
             handed = Handed.open(doorways, self._site.netns_fd)
             try:
                 self._ledger.doors = handed.doorways[0].ports

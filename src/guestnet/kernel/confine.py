@@ -77,10 +77,8 @@ def confine(
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, MAX_FILES),
+        (resource.RLIMIT_NOFILE, most_files()),
     ):
-        _soft, hard = resource.getrlimit(limit)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
     done.append("limits")
     if os.geteuid() == 0:
@@ -90,7 +88,7 @@ def confine(
             _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
         os.setresuid(uid, uid, uid)  # the capabilities go with it
         if answers_any:
-            _keep_capability(_CAP_DAC_OVERRIDE)
+            _keep_capabilities(1 << _CAP_DAC_OVERRIDE)
         done.append("user")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no children, no threads
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -107,12 +105,17 @@ def confine(
     return tuple(done)
 
 
-def _keep_capability(number: int) -> None:
-    """Have this capability and no other, of those that `PR_SET_KEEPCAPS` left (capset(2))."""
+def most_files() -> int:
+    """Descriptors that a confined process may have: whoever started it may have set it less."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+
+
+def _keep_capabilities(bits: int) -> None:
+    """Have these capabilities, each a bit, and no others of those that there are (capset(2))."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
-    bit = 1 << number
     # Effective, permitted and inheritable, of capabilities 0 to 31 and of 32 to 63.
-    sets = ctypes.create_string_buffer(struct.pack("=6I", bit, bit, 0, 0, 0, 0))
+    sets = ctypes.create_string_buffer(struct.pack("=6I", bits, bits, 0, 0, 0, 0))
     if _libc.capset(header, sets) != 0:
         raise OSError(ctypes.get_errno(), "capset")
 
