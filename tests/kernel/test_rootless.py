@@ -178,6 +178,36 @@ with socket.socket(family, socket.SOCK_DGRAM) as udp:
         assert mine.say(*run).split() == ["1048576", "True", "30000"]
 
 
+HELD = """
+import os, pathlib, socket, tempfile
+from guestnet import Host
+from guestnet.kernel.confine import confine
+with Host.open(pathlib.Path(tempfile.mkdtemp()), rootless=True) as host:
+    host.attach("box", netns="new", policy="public")
+    doorway = host._relays.gateway._handed.doorways[0]
+    marked = (*doorway.answer, *doorway.answer_udp, *doorway.answer_as_one, *doorway.relay_udp)
+    child = os.fork()
+    if not child:
+        given_up = confine(65534, 65534)
+        changed = 0
+        for each in marked:
+            try:
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 231)
+            except PermissionError:
+                continue
+            changed += 1
+        print("user-namespace" in given_up, len(marked) > 6, changed, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_gateway_of_the_user_s_cannot_change_a_mark(mine: Mine) -> None:
+    """The site's namespaces are the user's, who may do anything there; the gateway may not."""
+    done = mine.user.run([sys.executable, "-P", "-c", HELD])
+    assert done.stdout.split() == ["True", "True", "0"], done.stderr
+
+
 MANY = """
 import errno, socket, sys
 family, address = int(sys.argv[1]), (sys.argv[2], 7)

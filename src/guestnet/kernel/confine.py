@@ -25,6 +25,8 @@ _PR_SET_KEEPCAPS = 8
 #: linux/capability.h
 _CAPABILITY_VERSION = 0x20080522
 _CAP_DAC_OVERRIDE = 1
+#: linux/sched.h
+_CLONE_NEWUSER = 0x10000000
 _SECCOMP_MODE_FILTER = 2
 #: asm-generic/unistd.h: the same numbers on every architecture.
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -90,6 +92,8 @@ def confine(
         if answers_any:
             _keep_capabilities(1 << _CAP_DAC_OVERRIDE)
         done.append("user")
+    elif _leave_user_namespace():
+        done.append("user-namespace")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no children, no threads
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -109,6 +113,18 @@ def most_files() -> int:
     """Descriptors that a confined process may have: whoever started it may have set it less."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+
+
+def _leave_user_namespace() -> bool:
+    """Enter a user namespace of its own, without any capability there.
+
+    A user has every capability in the namespaces that are the user's, where it stands outside of
+    them (user_namespaces(7)): the site's, whose sockets are handed over for what they can do alone.
+    """
+    if _libc.unshare(_CLONE_NEWUSER) != 0:
+        return False  # the machine allows no more of them
+    _keep_capabilities(0)
+    return True
 
 
 def _keep_capabilities(bits: int) -> None:
