@@ -357,7 +357,9 @@ for family in (socket.AF_INET, socket.AF_INET6):
     with User(world.site) as user:
         done = user.run([sys.executable, "-c", program])
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == ["limits", "no-new-privileges", "landlock", "seccomp"]
+        assert done.stdout.split() == [
+            "limits", "user-namespace", "no-new-privileges", "landlock", "seccomp",
+        ]  # fmt: skip
 
 
 def test_a_namespace_of_somebody_else_s_is_refused(mine: Mine) -> None:
