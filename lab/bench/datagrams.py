@@ -1,8 +1,9 @@
 """Datagrams at a set rate, and what of them arrives: the far end's part and the guest's.
 
-What is counted is zeros. The rest is JSON: an order that the far end send so many back, and
-questions what it has counted and sent so far. Those may get lost, so they are asked again. A sender
-does not wait where it would have to: what is not taken at once is lost.
+What is counted is zeros. The rest is JSON: questions what the far end has counted of a peer, and
+has sent to it; one with a size, a rate and seconds has it send first. A question or its answer may
+get lost, so it is asked again; its number, which no other has, says whether what it wants was done
+already. A sender does not wait where it would have to: what is not taken at once is lost.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ _BUFFER_BYTES = 4 << 20
 _LARGEST = 64 << 10
 #: Between two looks at the clock, and to sleep where none is due.
 _BURST, _NAP_S = 64, 0.0001
-#: After so long a silence nothing more comes.
-_QUIET_S = 0.3
-_AGAIN_S, _PATIENCE_S = 0.2, 8.0
+#: A question is asked again after so long a silence, and for so long.
+_AGAIN_S, _PATIENCE_S = 0.2, 10.0
 
 
 @dataclass
@@ -32,8 +32,10 @@ class Tally:
     """What the far end knows of one peer."""
 
     arrived: int = 0
+    #: What it was sent, and the question that wanted it.
     offered: int = 0
     took_s: float = 0.0
+    wanted: int = 0
 
 
 def open_socket() -> socket.socket:
@@ -60,38 +62,37 @@ class FarEnd:
                     tally.arrived += 1
                     continue
                 asked = json.loads(data)
-                if "turn" in asked:
-                    with suppress(OSError):
-                        sock.sendto(json.dumps(asked | asdict(tally)).encode(), peer)
-                else:
+                number = asked.pop("number")
+                if asked and tally.wanted != number:
                     tally.offered, tally.took_s = _send(sock, peer, **asked)
+                    tally.wanted = number
+                answer = {"number": number, "tally": asdict(tally)}
+                with suppress(OSError):
+                    sock.sendto(json.dumps(answer).encode(), peer)
 
 
 def out(address: str, size: int, rate: float, seconds: float) -> dict[str, float]:
     """From here to the far end: how many a second were offered, and arrived."""
     with open_socket() as sock:
         peer = (address, DATAGRAMS)
-        _ask(sock, peer, 0)
+        before, _ = _ask(sock, peer)
         offered, took_s = _send(sock, peer, size, rate, seconds)
-        time.sleep(_QUIET_S)
-        return _rates(_ask(sock, peer, 1).arrived, offered, took_s)
+        after, _ = _ask(sock, peer)
+        return _rates(after.arrived - before.arrived, offered, took_s)
 
 
 def back(address: str, size: int, rate: float, seconds: float) -> dict[str, float]:
     """The same from the far end to here."""
     with open_socket() as sock:
         peer = (address, DATAGRAMS)
-        _ask(sock, peer, 0)
-        order = {"size": size, "rate": rate, "seconds": seconds}
-        sock.sendto(json.dumps(order).encode(), peer)
-        arrived = _count(sock)
-        tally = _ask(sock, peer, 1)
+        _ask(sock, peer)
+        tally, arrived = _ask(sock, peer, size=size, rate=rate, seconds=seconds)
         return _rates(arrived, tally.offered, tally.took_s)
 
 
 def _rates(arrived: int, offered: int, took_s: float) -> dict[str, float]:
     if not offered:
-        raise TimeoutError("the far end was not told to send")
+        raise TimeoutError("there was no time to send a datagram")
     return {
         "arrived": arrived,
         "offered_per_s": offered / took_s,
@@ -118,27 +119,21 @@ def _send(
     return offered, spent
 
 
-def _count(sock: socket.socket) -> int:
-    """Datagrams of zeros until none comes for a while, the first within patience."""
-    arrived, wait_s = 0, _PATIENCE_S
-    scratch = bytearray(_LARGEST)
-    while select.select([sock], [], [], wait_s)[0]:
-        wait_s = _QUIET_S
-        with suppress(BlockingIOError):
-            while True:
-                sock.recv_into(scratch)
-                arrived += not scratch[0]
-    return arrived
+def _ask(sock: socket.socket, peer: Any, **wanted: float) -> tuple[Tally, int]:
+    """The answer to a question, and how many datagrams of zeros came before it.
 
-
-def _ask(sock: socket.socket, peer: Any, turn: int) -> Tally:
-    """What the far end has counted and sent; `turn` tells an answer from a former one."""
+    It takes the same way as they do, so none comes after it.
+    """
+    zeros, number = 0, time.monotonic_ns()
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        sock.sendto(json.dumps({"turn": turn}).encode(), peer)
-        if not select.select([sock], [], [], _AGAIN_S)[0]:
-            continue
-        answer = json.loads(sock.recv(_LARGEST))
-        if answer.pop("turn") == turn:
-            return Tally(**answer)
+        sock.sendto(json.dumps({"number": number, **wanted}).encode(), peer)
+        while select.select([sock], [], [], _AGAIN_S)[0]:
+            data = sock.recv(_LARGEST)
+            if not data[0]:
+                zeros += 1
+                continue
+            answer = json.loads(data)
+            if answer["number"] == number:
+                return Tally(**answer["tally"]), zeros
     raise TimeoutError("the far end does not answer datagrams")
