@@ -683,7 +683,7 @@ def test_the_class_of_service_goes_on(scene: Scene, version: int, asked: int) ->
         client.connect((str(of(ALLOWED, version)), PORT))
         server, _ = listener.accept()
         with server:
-            assert class_of(server) == asked
+            assert class_of(server, version) == asked
 
 
 @BOTH

@@ -17,6 +17,8 @@ from typing import Self
 
 Handler = Callable[[int], None]
 
+#: What the kernel tells of every descriptor.
+_ALWAYS = select.EPOLLERR | select.EPOLLHUP
 #: Events taken at a time.
 _EVENTS = 64
 #: Calls of `call_soon` made before the descriptors are looked at again. Flows that have much to
@@ -103,13 +105,13 @@ class Reactor:
         if fd in self._watches:
             raise ValueError(f"descriptor {fd} is watched already; remove it before closing it")
         self._epoll.register(fd, events | select.EPOLLET)
-        self._watches[fd] = _Watch(handler, self._told(events), self._batch)
+        self._watches[fd] = _Watch(handler, events | _ALWAYS, self._batch)
 
     def modify(self, fd: int, events: int) -> None:
         """Watch for other events; what is ready already is told again. `KeyError` if unwatched."""
         watch = self._watches[fd]
         self._epoll.modify(fd, events | select.EPOLLET)
-        watch.events = self._told(events)
+        watch.events = events | _ALWAYS
 
     def replace(self, fd: int, handler: Handler) -> None:
         """Call another handler from now on; what was told before is not told again."""
@@ -123,10 +125,6 @@ class Reactor:
         """Watch no more; do this *before* closing the descriptor. `KeyError` if unwatched."""
         del self._watches[fd]
         self._epoll.unregister(fd)
-
-    @staticmethod
-    def _told(events: int) -> int:
-        return events | select.EPOLLERR | select.EPOLLHUP
 
     # -- calls and time ----------------------------------------------------------------------
 
@@ -179,7 +177,10 @@ class Reactor:
                 # One that came during this batch has the number of a descriptor closed during it:
                 # the event was the old one's.
                 if watch is not None and watch.batch != self._batch and events & watch.events:
-                    self._guarded(watch.handler, events & watch.events)
+                    try:
+                        watch.handler(events & watch.events)
+                    except Exception as error:
+                        self._on_error(error)
             while self._timers and self._timers[0][0] <= self._now:
                 call = heapq.heappop(self._timers)[2]._take()
                 if call is None:
@@ -200,8 +201,8 @@ class Reactor:
         until = max(0.0, self._timers[0][0] - self.now())
         return until if timeout is None else min(timeout, until)
 
-    def _guarded(self, call: Callable[..., None], *arguments: int) -> None:
+    def _guarded(self, call: Callable[[], None]) -> None:
         try:
-            call(*arguments)
+            call()
         except Exception as error:
             self._on_error(error)

@@ -12,8 +12,8 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from .options import keep_alive
 from .pipes import PipePool
@@ -24,8 +24,10 @@ from .way import COPY_BYTES, Refused, Screen, Way
 #: notice a dead peer nor a timer.
 LOOK_S = 15.0
 
-#: What a relay wants to know of a socket.
+#: What a relay wants to know of a server from when it connects, and of a client at first: what has
+#: just been accepted has room, and most have it to their end.
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI
+CLIENT_EVENTS = select.EPOLLIN | select.EPOLLPRI
 _READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
 _WRITABLE = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
 _RESET = struct.pack("ii", 1, 0)
@@ -49,8 +51,7 @@ class Reason(StrEnum):
     FAULT = "fault"
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """What a flow was, now that both sockets are closed."""
 
     bytes_up: int
@@ -106,8 +107,8 @@ class Relay:
         Both have been `prepare`d. `to_server` was read from the client already and goes first. The
         server's connect may still be under way. `screens` look at what comes from the client, and
         from the server. `seen` are the events of client and server told so far, of those that the
-        reactor watches for `EVENTS` already. A socket that cannot be watched ends the flow, like
-        any failure of one.
+        reactor watches already, for `CLIENT_EVENTS` and `EVENTS`. A socket that cannot be watched
+        ends the flow, like any failure of one.
         """
         flow = Flow(self, client, server, to_server, on_end or self._on_end)
         if screens is not None:
@@ -146,8 +147,8 @@ class Flow:
     """One relayed connection. Made by `Relay.start`."""
 
     __slots__ = (
-        "_began", "_client", "_down", "_is_client_watched", "_is_server_watched", "_last",
-        "_on_end", "_open", "_queued", "_relay", "_server", "_timer", "_up",
+        "_awaits_room", "_began", "_client", "_down", "_is_client_watched", "_is_server_watched",
+        "_last", "_on_end", "_open", "_queued", "_relay", "_server", "_timer", "_up",
     )  # fmt: skip
 
     def __init__(
@@ -169,6 +170,8 @@ class Flow:
         self._open = True
         self._queued = False
         self._is_client_watched = self._is_server_watched = False
+        #: Whether it is told when the client has room again.
+        self._awaits_room = False
         # It has just been accepted. Before that is told the server may have failed, with last words
         # that have somewhere to go.
         self._down.writable = True
@@ -209,7 +212,7 @@ class Flow:
                 self._is_server_watched = True
                 self._note(server, self._down, self._up)
             if client is None:
-                reactor.add(self._client.fileno(), self._on_client, EVENTS)
+                reactor.add(self._client.fileno(), self._on_client, CLIENT_EVENTS)
                 self._is_client_watched = True
             if server is None:
                 reactor.add(self._server.fileno(), self._on_server, EVENTS)
@@ -224,7 +227,7 @@ class Flow:
             self._end(Reason.FAULT)
             raise
         self._relay._look_later(self)
-        if server is not None:
+        if self._up.early or self._up.readable or self._down.readable:
             self._queued = True
             reactor.call_soon(self._turn)
 
@@ -282,6 +285,9 @@ class Flow:
             raise
         if up.moved + down.moved != before:
             self._last = relay.reactor.now()
+        if not down.writable and not self._awaits_room:
+            self._awaits_room = True
+            relay.reactor.modify(self._client.fileno(), EVENTS)
         if up.source_error and not up_goes_on:
             self._end(Reason.CLIENT_FAILED, up.source_error)
         elif down.source_error and not down_goes_on:
@@ -317,12 +323,19 @@ class Flow:
             relay.reactor.forget(self._server.fileno())
         for each in (self._client, self._server):
             if reset:
-                with suppress(OSError):
-                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            each.close()
+                close_by_reset(each)
+            else:
+                each.close()
         relay._flows.discard(self)
         relay._young.pop(self, None)
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             duration_s = relay.reactor.now() - self._began
             on_end(Ended(self._up.moved, self._down.moved, reason, duration_s, number))
+
+
+def close_by_reset(each: socket.socket) -> None:
+    """Close a connection so that the other end sees a reset."""
+    with suppress(OSError):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    each.close()

@@ -20,7 +20,6 @@ import errno
 import fcntl
 import os
 import socket
-from contextlib import suppress
 from typing import Protocol
 
 from .pipes import Pipe, PipePool
@@ -237,5 +236,7 @@ class Way:
         if self.source_error:
             return
         self.done = True
-        with suppress(OSError):  # ENOTCONN: it failed, which is told by its events
+        try:
             self.sink.shutdown(socket.SHUT_WR)
+        except OSError:  # ENOTCONN: it failed, which is told by its events
+            return

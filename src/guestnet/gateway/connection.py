@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from ..flow.first import First
 from ..flow.http import Head, NotHttp
 from ..flow.reactor import Reactor
-from ..flow.relay import Ended, Flow, Reason, Relay
+from ..flow.relay import Ended, Flow, Reason, Relay, close_by_reset
 from ..flow.way import Refused
 from ..model.decision import Decision
 from ..policy import Action, Group, Verdict
@@ -31,8 +29,6 @@ from .screening import Screening
 from .service_class import class_of
 
 Address = IPv4Address | IPv6Address
-
-_RESET = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ class Connection:
 
     __slots__ = (
         "_began", "_client", "_deciding", "_dialling", "_flow", "_left", "_means", "_peeking",
-        "_verdict", "guest",
+        "_verdict", "_version", "guest",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +70,8 @@ class Connection:
         #: Once it is decided.
         self._verdict: Verdict | None = None
         self._began = time.time()
+        #: Of the guest's IP; the way on may be by the other one.
+        self._version = address.version
         self.guest = guest
 
     # -- deciding ----------------------------------------------------------------------------
@@ -128,8 +126,8 @@ class Connection:
         device = egress[0] if len(egress) == 1 else None
         to_host = self._verdict is not None and self._verdict.group is Group.HOST
         self._dialling = Dialling(
-            self._means.reactor, targets, self._deciding.port, device, class_of(client),
-            self._dialled, to_host=to_host,
+            self._means.reactor, targets, self._deciding.port, device,
+            class_of(client, self._version), self._dialled, to_host=to_host,
         )  # fmt: skip
         self._dialling.start()
 
@@ -214,14 +212,15 @@ class Connection:
         if client is not None:
             if peeking is not None:
                 self._means.reactor.forget(client.fileno())
-            reset(client)
+            close_by_reset(client)
         self._left(self)
         self._tell(verdict, reason)
 
     def _tell(
         self, verdict: Verdict, reason: str, up: int = 0, down: int = 0, name: str | None = None
     ) -> None:
-        omitted = self.guest.share.take(time.time())
+        now = time.time()
+        omitted = self.guest.share.take(now)
         if omitted is None:
             return
         flow = self._deciding
@@ -242,13 +241,6 @@ class Connection:
                 reason=reason[:2048],
                 bytes_up=up,
                 bytes_down=down,
-                duration_s=round(time.time() - self._began, 6),
+                duration_s=round(now - self._began, 6),
             )
         )
-
-
-def reset(client: socket.socket) -> None:
-    """Close a connection so that the other end sees a reset."""
-    with suppress(OSError):
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    client.close()

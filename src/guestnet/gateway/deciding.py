@@ -14,8 +14,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from ..address import is_synthetic
 from ..errors import ConfigError
@@ -39,21 +40,18 @@ from .ports import SPEAKING_PORTS
 Address = IPv4Address | IPv6Address
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(NamedTuple):
     """The client's first bytes are wanted: `heard` or `unheard` is next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """The addresses that a name has, of these families, are wanted: `resolved` is next."""
 
     name: str
     versions: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(NamedTuple):
     """The end of the ladder."""
 
     verdict: Verdict

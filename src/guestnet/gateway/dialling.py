@@ -10,11 +10,10 @@ import errno
 import select
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 from ..flow.options import prepare
 from ..flow.reactor import Reactor, Timer
@@ -33,8 +32,7 @@ MAX_TARGETS = 8
 _FAILED = select.EPOLLERR | select.EPOLLHUP
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(NamedTuple):
     """A connected socket, which the reactor watches for what a relay wants to know."""
 
     server: socket.socket
@@ -115,9 +113,11 @@ class Dialling:
             if self._device is not None and not self._to_host:
                 device = self._device.encode()
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
-            with suppress(BlockingIOError):
-                server.connect((str(address), self._port))
-            if not self._to_host and server.getsockname()[0] == str(address):
+            text = str(address)
+            code = server.connect_ex((text, self._port))
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, errno.errorcode.get(code, str(code)))
+            if not self._to_host and server.getsockname()[0] == text:
                 raise PermissionError(errno.EACCES, "it is this machine")
             self._reactor.add(server.fileno(), partial(self._answered, server), EVENTS)
         except OSError:

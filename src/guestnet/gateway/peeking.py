@@ -11,7 +11,7 @@ from ..flow.first import First, read_first
 from ..flow.hello import NotHello
 from ..flow.http import NotHttp
 from ..flow.reactor import Reactor
-from ..flow.relay import EVENTS
+from ..flow.relay import CLIENT_EVENTS
 
 #: How long a client may take to say whom it means; after that it is refused.
 PEEK_S = 3.0
@@ -36,7 +36,8 @@ Heard = Callable[[First | Unheard | OSError], None]
 class Peeking:
     """Reads a client; `done` is called once, unless it is stopped before.
 
-    The reactor watches the client for a relay's `EVENTS` from here on, also when this is over.
+    The reactor watches the client for a relay's `CLIENT_EVENTS` from here on, also when this is
+    over.
     """
 
     __slots__ = ("_client", "_done", "_port", "_reactor", "_timer", "data", "seen")
@@ -51,7 +52,7 @@ class Peeking:
         #: What was told of the client, which is not told again; it may be ready for both still.
         self.seen = select.EPOLLIN | select.EPOLLOUT
         self._timer = reactor.call_later(PEEK_S, self._silent)
-        reactor.add(client.fileno(), self._read, EVENTS)
+        reactor.add(client.fileno(), self._read, CLIENT_EVENTS)
 
     def stop(self) -> None:
         """Read no more; stopping twice, or after the end, is fine."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from functools import partial
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address
 
-from .connection import Connection, Means, reset
-from .guests import Guest
+from ..flow.relay import close_by_reset
+from .connection import Connection, Means
+from .guests import REMEMBERED, Guest
 
 Address = IPv4Address | IPv6Address
 
@@ -33,12 +34,11 @@ class Relaying:
         self.flows = 0
         self._own_ports = {door.getsockname()[1] for door in doors}
         for door in doors:
-            means.reactor.add(door.fileno(), partial(self._on_door, door), select.EPOLLIN)
+            version = 4 if door.family == socket.AF_INET else 6
+            accept = partial(self._accept, door, version)
+            means.reactor.add(door.fileno(), accept, select.EPOLLIN)
 
-    def _on_door(self, door: socket.socket, _events: int) -> None:
-        self._accept(door)
-
-    def _accept(self, door: socket.socket) -> None:
+    def _accept(self, door: socket.socket, version: int, _events: int = 0) -> None:
         for _turn in range(ACCEPT_TURN):
             try:
                 client, source = door.accept()
@@ -48,16 +48,16 @@ class Relaying:
                 if error.errno in (errno.ECONNABORTED, errno.EINTR):
                     continue
                 # Out of descriptors or memory: what waits is tried again when some are free.
-                self._means.reactor.call_later(0.1, lambda: self._accept(door))
+                self._means.reactor.call_later(0.1, partial(self._accept, door, version))
                 return
-            self._begin(client, source[0])
-        self._means.reactor.call_soon(lambda: self._accept(door))
+            self._begin(client, version, source[0])
+        self._means.reactor.call_soon(partial(self._accept, door, version))
 
-    def _begin(self, client: socket.socket, source: str) -> None:
+    def _begin(self, client: socket.socket, version: int, source: str) -> None:
         guest = self._means.guests.at(source)
-        target = original_destination(client)
+        target = original_destination(client, version)
         if guest is None or target is None or target[1] in self._own_ports:
-            reset(client)  # detached meanwhile, or it knocked at our own door
+            close_by_reset(client)  # detached meanwhile, or it knocked at our own door
             return
         client.setblocking(False)  # accept4 could, but Python's does not
         connection = Connection(self._means, client, guest, *target, self._left)
@@ -92,13 +92,18 @@ class Relaying:
             self.flows -= 1
 
 
-def original_destination(client: socket.socket) -> tuple[Address, int] | None:
+def original_destination(client: socket.socket, version: int) -> tuple[Address, int] | None:
     """Where a redirected connection was to go (SO_ORIGINAL_DST)."""
     try:
-        if client.family == socket.AF_INET:
-            raw = client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
-            return IPv4Address(raw[4:8]), int.from_bytes(raw[2:4], "big")
-        raw = client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
-        return IPv6Address(raw[8:24]), int.from_bytes(raw[2:4], "big")
+        if version == 4:
+            return _endpoint(client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16))
+        return _endpoint(client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28))
     except OSError:
         return None  # never redirected, or its entry is gone
+
+
+@lru_cache(REMEMBERED)  # guests come back to where they have been
+def _endpoint(raw: bytes) -> tuple[Address, int]:
+    """A `struct sockaddr_in` or `sockaddr_in6`."""
+    address = IPv4Address(raw[4:8]) if len(raw) == 16 else IPv6Address(raw[8:24])
+    return address, int.from_bytes(raw[2:4], "big")

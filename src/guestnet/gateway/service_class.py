@@ -28,12 +28,16 @@ def hear_class(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
 
 
-def class_of(accepted: socket.socket) -> int:
-    """What the first packet of an accepted connection asked for: DSCP in the upper six bits."""
-    is_six = accepted.family == socket.AF_INET6
-    level = socket.IPPROTO_IPV6 if is_six else socket.IPPROTO_IP
+def class_of(accepted: socket.socket, version: int) -> int:
+    """What the first packet of an accepted connection asked for: DSCP in the upper six bits.
+
+    `version` is its IP's.
+    """
     try:
-        raw = accepted.getsockopt(level, _IPV6_PKTOPTIONS if is_six else _IP_PKTOPTIONS, _ROOM)
+        if version == 6:
+            raw = accepted.getsockopt(socket.IPPROTO_IPV6, _IPV6_PKTOPTIONS, _ROOM)
+        else:
+            raw = accepted.getsockopt(socket.IPPROTO_IP, _IP_PKTOPTIONS, _ROOM)
     except OSError:
         return 0
     if len(raw) < _HEADER.size + 4:
