@@ -68,11 +68,14 @@ class Ends:
         self._accept(listener, self._begin)
 
     def _accept(self, listener: socket.socket, handler: Callable[[socket.socket], None]) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            connection, _peer = listener.accept()
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._selector.register(connection, selectors.EVENT_READ, handler)
+        # All that wait: a turn in which a thousand streams are given something takes long, and one
+        # that is accepted a turn later than its client wrote would seem to be starved by the way.
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _peer = listener.accept()
+                connection.setblocking(False)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._selector.register(connection, selectors.EVENT_READ, handler)
 
     def _echo(self, connection: socket.socket) -> None:
         try:
