@@ -60,7 +60,15 @@ class Stage:
 
 
 def plain(namespace: Namespace) -> None:
-    """Give a namespace the kernel's own settings: a new one copies the machine's."""
+    """Give a namespace the kernel's own settings: a new one copies the machine's.
+
+    Congestion control is the kernel's own (CUBIC), or Reno where a container may not choose that:
+    BBR, which some machines have, paces by a timer whatever goes through a relay.
+    """
+    for name in ("cubic", "reno"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            namespace.sysctl("ipv4.tcp_congestion_control", name)
+            break
     for key in ("all", "default"):
         namespace.sysctl(f"ipv4.conf.{key}.rp_filter", 0)
         namespace.sysctl(f"ipv6.conf.{key}.forwarding", 0)

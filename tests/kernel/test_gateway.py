@@ -687,6 +687,15 @@ def test_the_class_of_service_goes_on(scene: Scene, version: int, asked: int) ->
 
 
 @BOTH
+def test_what_goes_to_a_guest_is_not_paced(scene: Scene, version: int) -> None:
+    scene.attach(f"allow@{NAME}")
+    scene.guest.ask(NAME, "AAAA" if version == 6 else "A")
+    with downloading(scene.guest, of(ALLOWED, version), NAME) as download:
+        listed = scene.world.site.run(["ss", "-HtniO", f"dport = {download.port}"]).stdout
+        assert listed.split()[5] == "reno", listed
+
+
+@BOTH
 @pytest.mark.parametrize("first", ["client", "server"])
 def test_each_end_may_finish_before_the_other(scene: Scene, version: int, first: str) -> None:
     scene.attach(f"allow@{NAME}")
