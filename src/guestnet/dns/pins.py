@@ -120,7 +120,8 @@ class Pins:
         if known is None:
             return ()
         names = known.by_address.get(address, ())
-        return tuple(sorted(n for n in names if known.names[n].until[address] > now))
+        standing = [name for name in names if known.names[name].until[address] > now]
+        return tuple(sorted(standing))
 
     def promised(self, guest: str, name: str, now: float) -> tuple[tuple[Address, float], ...]:
         """Where the guest was told that `name` is until a time, as far as that has not come."""

@@ -26,8 +26,8 @@ LOOK_S = 15.0
 
 #: What a relay wants to know of a server from when it connects, and of a client at first: what has
 #: just been accepted has room, and most have it to their end.
-EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI
-CLIENT_EVENTS = select.EPOLLIN | select.EPOLLPRI
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI | select.EPOLLRDHUP
+CLIENT_EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP
 _READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLERR | select.EPOLLHUP
 _WRITABLE = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
 _RESET = struct.pack("ii", 1, 0)
@@ -256,6 +256,8 @@ class Flow:
             into.writable = True
         if events & select.EPOLLPRI:
             out.copies = True
+        if events & select.EPOLLRDHUP:
+            out.all_came = True
         if events & select.EPOLLERR:
             # Asking takes the error away: from now on the socket only seems to have ended.
             number = out.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

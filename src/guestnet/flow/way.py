@@ -56,7 +56,7 @@ class Way:
     """One direction of a flow."""
 
     __slots__ = (
-        "copies", "done", "early", "ended", "moved", "pipe", "readable", "screen", "sink",
+        "all_came", "copies", "done", "early", "ended", "moved", "pipe", "readable", "screen", "sink",
         "sink_error", "source", "source_error", "writable",
     )  # fmt: skip
 
@@ -71,8 +71,10 @@ class Way:
         self.ended = False
         #: The sink has been told so, or takes nothing any more.
         self.done = False
-        #: Moved without a pipe from here on.
+        #: Moved without a pipe from here on: there is, or was, urgent data.
         self.copies = False
+        #: The source's end has come, and was told together with all that came before it.
+        self.all_came = False
         #: Looks at every byte before it goes on, as long as it wants to.
         self.screen: Screen | None = None
         self.moved = 0
@@ -153,8 +155,11 @@ class Way:
             self._fail_source(error)
         else:
             if not pipe.held:
-                # The end, or an urgent mark and the end behind it: only a look can tell.
                 pipes.give_back(pipe)
+                if self.all_came:
+                    self.ended = True
+                    return 0
+                # The end, or an urgent mark and the end behind it: only a look can tell.
                 return self._copy(pipes, scratch, most)
         if not pipe.held:
             pipes.give_back(pipe)

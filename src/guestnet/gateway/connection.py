@@ -140,7 +140,7 @@ class Connection:
         if client is None:
             self._close(result.server)
             return
-        if result.address != self._deciding.address:
+        if result.address is not self._deciding.address:  # another of its targets
             self._verdict = self._deciding.reached(result.address)
             if not is_allowed(self._verdict):  # the policy was changed meanwhile
                 self._close(result.server)

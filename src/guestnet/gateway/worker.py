@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 #: Reports that wait for the daemon to read them; decisions beyond it are left out and counted.
 WAITING_BYTES = 1024 * 1024
+#: How long a decision may wait for others to be told together: each message wakes the daemon, and
+#: that took a processor from the next connection.
+TOLD_TOGETHER_S = 0.02
 #: A relayed flow on which nothing moves for so long ends (the kernel's own conntrack: five days).
 IDLE_S = 2 * 3600.0
 EXPIRE_S = 60.0
@@ -78,6 +81,7 @@ class Worker:
         self._writing = False
         self._begun = False
         self._sending = False
+        self._is_telling = False
         self.reactor = Reactor(on_error=_report)
         self.guests = Guests(Pins())
         self.guests.catch_up = self._hear
@@ -207,7 +211,14 @@ class Worker:
         if self._omitted:
             decision = replace(decision, omitted=self._omitted)
             self._omitted = 0
-        self.send(Decided(decision=decision))
+        self._unsent += line(Decided(decision=decision))
+        if not self._is_telling:
+            self._is_telling = True
+            self.reactor.call_later(TOLD_TOGETHER_S, self._tell_together)
+
+    def _tell_together(self) -> None:
+        self._is_telling = False
+        self._end_of_turn()
 
     def send(self, message: Message) -> None:
         """Report, with what else is told this turn; what the socket does not take waits."""
