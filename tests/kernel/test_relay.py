@@ -23,7 +23,7 @@ import pytest
 
 from guestnet.flow import way
 from guestnet.flow.options import prepare
-from guestnet.flow.pipes import PIPE_BYTES, PipePool
+from guestnet.flow.pipes import LARGE_BYTES, PIPE_BYTES, PipePool
 from guestnet.flow.reactor import Reactor
 from guestnet.flow.relay import EVENTS, Ended, Flow, Reason, Relay
 from guestnet.flow.way import COPY_BYTES, Way
@@ -109,10 +109,11 @@ class Stage:
             raise failed[0]
 
 
-@pytest.fixture(params=["pipes", "two small pipes", "no pipes"])
+@pytest.fixture(params=["pipes", "large pipes", "two small pipes", "no pipes"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     made = {
         "pipes": PipePool(),
+        "large pipes": PipePool(large=2),
         "two small pipes": PipePool(limit=2, pipe_bytes=4096),
         "no pipes": PipePool(limit=0),
     }[request.param]
@@ -696,6 +697,25 @@ def test_only_empty_pipes_are_used_again() -> None:
         os.read(third.reader, 1)
     pool.give_back(second)
     pool.give_back(third)
+    pool.close()
+    assert pool.taken == 0
+
+
+def test_a_few_pipes_are_large_and_taken_first() -> None:
+    pool = PipePool(limit=3, large=1)
+    large, small = pool.take(), pool.take()
+    assert large is not None
+    assert small is not None
+    assert (large.size, small.size) == (LARGE_BYTES, PIPE_BYTES)
+    for each in (large, small):
+        pool.give_back(each)
+    assert pool.take() is large
+    large.held = os.write(large.writer, b"secret")
+    pool.give_back(large)  # closed, and so one more may be made
+    again = pool.take()
+    assert again is not None
+    assert again.size == LARGE_BYTES
+    pool.give_back(again)
     pool.close()
     assert pool.taken == 0
 

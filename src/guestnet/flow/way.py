@@ -22,9 +22,10 @@ import os
 import socket
 from typing import Protocol
 
-from .pipes import Pipe, PipePool
+from .pipes import LARGE_BYTES, Pipe, PipePool
 
-#: Bytes that one direction moves in one turn, before other flows get theirs.
+#: Bytes that one direction moves in one turn, before other flows get theirs. A large pipe's fill is
+#: one turn too: there are few of them.
 TURN_BYTES = 128 * 1024
 #: What a byte that is looked at counts in a turn: Python takes so much longer, and more.
 LOOK_WEIGHT = 8
@@ -56,8 +57,8 @@ class Way:
     """One direction of a flow."""
 
     __slots__ = (
-        "all_came", "copies", "done", "early", "ended", "moved", "pipe", "readable", "screen", "sink",
-        "sink_error", "source", "source_error", "writable",
+        "all_came", "copies", "done", "early", "ended", "moved", "pipe", "readable", "screen",
+        "sink", "sink_error", "source", "source_error", "writable",
     )  # fmt: skip
 
     def __init__(self, source: socket.socket, sink: socket.socket, early: bytes) -> None:
@@ -146,9 +147,8 @@ class Way:
         if pipe is None:
             return self._copy(pipes, scratch, most)
         try:
-            pipe.held = os.splice(
-                self.source.fileno(), pipe.writer, min(most, pipe.size), flags=_SPLICE
-            )
+            wanted = min(most, pipe.size) if pipe.size < LARGE_BYTES else pipe.size
+            pipe.held = os.splice(self.source.fileno(), pipe.writer, wanted, flags=_SPLICE)
         except BlockingIOError:
             self.readable = False
         except OSError as error:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from ..dns import Pins
-from ..flow.pipes import MAX_PIPES, PipePool
+from ..flow.pipes import MAX_LARGE, MAX_PIPES, PipePool
 from ..flow.reactor import Reactor
 from ..flow.relay import Relay
 from ..kernel.confine import confine, most_files
@@ -87,7 +87,8 @@ class Worker:
         self.guests.catch_up = self._hear
         self.siblings = Siblings(self.reactor, self.guests, inbox, writers)
         # What a user's pipes may hold is for all workers, who are the same user.
-        relay = Relay(self.reactor, pipes=PipePool(limit=MAX_PIPES // workers), idle_s=IDLE_S)
+        pipes = PipePool(limit=MAX_PIPES // workers, large=MAX_LARGE // workers)
+        relay = Relay(self.reactor, pipes=pipes, idle_s=IDLE_S)
         self.secure = Secure(self.reactor)
         asking = Asking(self.reactor, self.secure)
         self.pinning = Pinning(self.reactor, self.guests, self.send)
