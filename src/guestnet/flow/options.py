@@ -15,7 +15,7 @@ def prepare(each: socket.socket) -> None:
 
 
 def keep_alive(each: socket.socket) -> None:
-    """A peer that died is noticed."""
+    """A server that died is noticed. A guest is not asked: one that is paused keeps its flows."""
     each.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
     each.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 from ..errors import HostError
-from ..flow.options import keep_alive, prepare
+from ..flow.options import prepare
 from ..ruleset.doors import Doors
 from .service_class import hear_class
 from .transparent import (
@@ -170,7 +170,6 @@ def _bound(family: int, kind: int, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if kind == socket.SOCK_STREAM:
             prepare(made)  # what is accepted has its listener's options
-            keep_alive(made)
             _do_not_pace(made)
             hear_class(made)
             made.bind(("", port))
