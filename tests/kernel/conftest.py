@@ -10,7 +10,10 @@ import pytest
 
 from guestnet.host import Host
 from lab.netns import Namespace
+from lab.user import User
+from lab.waiting import eventually
 from lab.world import World
+from mine import Mine
 from stage import GuestOf, Stage
 
 
@@ -40,3 +43,12 @@ def guest_of(stage: Stage) -> Iterator[GuestOf]:
     """Attach a guest of the module's stage by its policy; detached with the test's end."""
     with contextlib.ExitStack() as stack:
         yield lambda *arguments, **how: stack.enter_context(stage.guest(*arguments, **how))
+
+
+@pytest.fixture
+def mine(world: World) -> Iterator[Mine]:
+    """An ordinary user of the world's site, who leaves nothing behind."""
+    with User(world.site) as user:
+        yield Mine(world, user)
+        user.guestnet("down")
+        eventually(lambda: not user.processes())

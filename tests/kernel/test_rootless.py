@@ -6,12 +6,9 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
@@ -23,13 +20,12 @@ from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, RESOLVER
 from lab.netns import ETC_NETNS
 from lab.user import User
+from lab.waiting import eventually
 from lab.world import World
+from mine import Mine
 
 pytestmark = pytest.mark.root
 
-T = TypeVar("T")
-
-PATIENCE_S = 30.0
 #: A guest's ping, with a payload of its own.
 PING = """
 import socket, struct, sys
@@ -49,53 +45,6 @@ udp.sendto(b"x" * 3000, (sys.argv[2], 7))
 print(len(udp.recv(9999)))
 """
 NAME = ALLOWED.name
-
-
-def eventually(found: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (result := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return result
-
-
-class Mine:
-    """The user's guestnet."""
-
-    def __init__(self, world: World, user: User) -> None:
-        self.world, self.user = world, user
-
-    def say(self, *arguments: str, **how: Any) -> str:
-        """Run a command that succeeds; returns what it prints."""
-        done = self.user.guestnet(*arguments, **how)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def json(self, *arguments: str, **how: Any) -> Any:
-        return json.loads(self.say(*arguments, "--json", **how))
-
-    @property
-    def socket(self) -> Path:
-        return self.user.home / "run" / "guestnet" / "guestnet.sock"
-
-    def up(self) -> int:
-        """Start the daemon; returns its process."""
-        return int(self.json("up")["pid"])
-
-    def find(self, module: str) -> int | None:
-        for pid in self.user.processes():
-            if f"-m {module}" in processes.command_line(pid):
-                return pid
-        return None
-
-
-@pytest.fixture
-def mine(world: World) -> Iterator[Mine]:
-    with User(world.site) as user:
-        made = Mine(world, user)
-        yield made
-        user.guestnet("down")
-        eventually(lambda: not user.processes())
 
 
 def test_up_attach_exec_down(mine: Mine) -> None:
@@ -288,7 +237,7 @@ def test_a_killed_agent_ends_the_daemon_which_says_so(mine: Mine) -> None:
     os.kill(agent, signal.SIGKILL)
     eventually(lambda: not processes.start_time(pid))
     eventually(lambda: not mine.user.processes())
-    log = (mine.user.home / "run" / "guestnet" / "guestnet.log").read_text()
+    log = mine.log
     assert f"pid {agent} was killed (SIGKILL)" in log
     # What was known is known still, and nothing of it is in the way.
     mine.up()
