@@ -1,7 +1,7 @@
 """The DNS room: what guests ask, what upstreams answer, and what guestnet remembers of it.
 
 The boundary: everything in here is fed by bytes that a hostile guest or a lying upstream wrote, and
-nothing in here touches a socket, a clock or a source of randomness. `now` (monotonic seconds) and
+nothing in here touches a socket, a clock or a source of randomness. `now` (growing seconds) and
 random bits are arguments; messages go in and out as `bytes`. Of hostile bytes only `BadQuestion`
 and `BadResponse` come out; a `ValueError` means that our own code asked for nonsense. Whatever
 grows has a cap with a name: `Cache` and `Pins` evict their oldest, messages beyond a limit are

@@ -140,8 +140,8 @@ class Reactor:
         return timer
 
     def now(self) -> float:
-        """Seconds of the monotonic clock, read once a turn."""
-        return time.monotonic() if self._now is None else self._now
+        """Seconds since the machine was started, read once a turn."""
+        return _seconds() if self._now is None else self._now
 
     def _timer_cancelled(self) -> None:
         """A long delay cancelled again and again would otherwise fill the heap."""
@@ -169,7 +169,7 @@ class Reactor:
     def run_once(self, timeout: float | None) -> None:
         """One turn: wait at most `timeout` seconds (`None`: for ever) and call what is due."""
         ready = self._epoll.poll(self._patience(timeout), _EVENTS)
-        self._now = time.monotonic()
+        self._now = _seconds()
         self._batch += 1
         try:
             for fd, events in ready:
@@ -206,3 +206,11 @@ class Reactor:
             call()
         except Exception as error:
             self._on_error(error)
+
+
+def _seconds() -> float:
+    """Of a clock that nobody sets, and that goes on while the machine is suspended.
+
+    What a TTL allows, it allows for that long in the world outside.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

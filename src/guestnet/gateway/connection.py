@@ -48,7 +48,7 @@ class Connection:
 
     __slots__ = (
         "_began", "_client", "_deciding", "_dialling", "_flow", "_left", "_means", "_peeking",
-        "_verdict", "_version", "guest",
+        "_since", "_verdict", "_version", "guest",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +70,7 @@ class Connection:
         #: Once it is decided.
         self._verdict: Verdict | None = None
         self._began = time.time()
+        self._since = means.reactor.now()
         #: Of the guest's IP; the way on may be by the other one.
         self._version = address.version
         self.guest = guest
@@ -219,8 +220,7 @@ class Connection:
     def _tell(
         self, verdict: Verdict, reason: str, up: int = 0, down: int = 0, name: str | None = None
     ) -> None:
-        now = time.time()
-        omitted = self.guest.share.take(now)
+        omitted = self.guest.share.take(time.time())
         if omitted is None:
             return
         flow = self._deciding
@@ -241,6 +241,6 @@ class Connection:
                 reason=reason[:2048],
                 bytes_up=up,
                 bytes_down=down,
-                duration_s=round(now - self._began, 6),
+                duration_s=round(self._means.reactor.now() - self._since, 6),
             )
         )

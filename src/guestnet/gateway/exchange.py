@@ -83,7 +83,7 @@ class Exchange:
     """A guest's endpoint and one peer."""
 
     __slots__ = (
-        "_answered", "_inward", "_limits", "_outward", "_owner", "_timer", "_way",
+        "_answered", "_inward", "_limits", "_outward", "_owner", "_since", "_timer", "_way",
         "address",
         "began", "bytes_down", "bytes_up", "endpoint", "guest", "key", "last", "name", "peer",
         "port", "protocol", "verdict",
@@ -118,7 +118,7 @@ class Exchange:
         self.name: FlowName | None = None
         self.verdict: Verdict | None = None
         self.began = time.time()
-        self.last = owner.reactor.now()
+        self.last = self._since = owner.reactor.now()
         self.bytes_up = self.bytes_down = 0
 
     def lead_to(self, address: Address) -> None:
@@ -205,7 +205,7 @@ class Exchange:
                 reason=reason[:2048],
                 bytes_up=self.bytes_up,
                 bytes_down=self.bytes_down,
-                duration_s=round(time.time() - self.began, 6),
+                duration_s=round(self._owner.reactor.now() - self._since, 6),
             )
         )
         return True

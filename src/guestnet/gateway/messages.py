@@ -220,7 +220,7 @@ class Pinned(Message):
 
     stay: int
     name: str
-    #: Times are of the machine's monotonic clock, which all its processes share.
+    #: Times are of the machine's clock since its start, which all its processes share.
     addresses: tuple[tuple[Address, float], ...]
 
 
