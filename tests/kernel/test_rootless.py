@@ -277,8 +277,14 @@ with Host.open(rootless=True, remember=False) as host:
     assert all("rootless site" in error and reason in error for error in errors)
 
 
-def test_a_gateway_without_a_user_of_its_own_is_confined_all_the_same(world: World) -> None:
-    """It is still its user's process: so what it could do as that is taken away one by one."""
+@pytest.mark.parametrize("whose", ["user", "root of a namespace"])
+def test_a_gateway_without_a_user_of_its_own_is_confined_all_the_same(
+    world: World, whose: str
+) -> None:
+    """It is still its user's process: so what it could do as that is taken away one by one.
+
+    Root of a namespace in which nobody else exists cannot become anybody else either.
+    """
     program = """
 import os, socket, subprocess
 from guestnet.kernel.confine import confine
@@ -304,11 +310,29 @@ for family in (socket.AF_INET, socket.AF_INET6):
         socket.socket(family, kind).close()
 """
     with User(world.site) as user:
-        done = user.run([sys.executable, "-c", program])
+        namespace = [] if whose == "user" else ["unshare", "-Ur"]
+        done = user.run([*namespace, sys.executable, "-c", program])
         assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [
-            "limits", "user-namespace", "no-new-privileges", "landlock", "seccomp",
-        ]  # fmt: skip
+        first = ["limits", "capabilities"] if namespace else ["limits"]
+        rest = ["user-namespace", "no-new-privileges", "landlock", "seccomp"]
+        assert done.stdout.split() == first + rest
+
+
+def test_what_runs_in_a_guest_does_not_choose_its_policy(mine: Mine) -> None:
+    """It is the user's, whose daemon would do what it asks; but it does not find that one."""
+    mine.up()
+    mine.say("attach", "box", "--netns", "new", "--policy", "none")
+    ask = (sys.executable, "-P", "-m", "guestnet.cli", "policy", "set", "box", "all")
+    for enter in (("exec", "box"), ("run",)):
+        asked = mine.user.guestnet(*enter, "--", *ask)
+        assert asked.returncode == 8, asked
+        # Nor by taking away what lies over it, with every right that it can give itself.
+        look = f"umount {mine.socket.parent}; ls -A {mine.socket.parent}"
+        looked = mine.user.guestnet(*enter, "--", "unshare", "-Urm", "sh", "-c", look)
+        assert (looked.returncode, looked.stdout) == (0, "")
+        assert "umount" in looked.stderr
+    assert [each["policy"] for each in mine.json("ls")] == ["none"]
+    mine.say("policy", "set", "box", "all")
 
 
 def test_a_namespace_of_somebody_else_s_is_refused(mine: Mine) -> None:

@@ -46,7 +46,7 @@ def execute(
     from .inside import enter, leave_rights
 
     uid, gid = os.getuid(), os.getgid()
-    for remark in enter(attachment["netns"], attachment, context.settings().run_dir):
+    for remark in enter(attachment["netns"], attachment, [context.settings().run_dir]):
         output.note(remark)
     leave_rights(uid, gid)
     sys.stdout.flush()

@@ -11,12 +11,13 @@ import ctypes
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from ..errors import HostError
+from .. import directories
+from ..errors import ConfigError, HostError
 from ..kernel.netns import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -26,6 +27,7 @@ from ..kernel.netns import (
     setns,
     unshare,
 )
+from ..settings import VARIABLES
 
 # linux/mount.h
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC = 2, 4, 8, 4096, 16384
@@ -40,6 +42,11 @@ _RESOLVING_HELPERS = (
     Path("/run/nscd/socket"),
     Path("/run/systemd/resolve/io.systemd.Resolve"),
 )
+#: Where files are made, for this process alone and for a moment: it is everywhere, and needs no
+#: room on a disk, nor the right to write there.
+_SCRATCH = Path("/etc")
+#: What covers a socket, and a directory of them.
+_FILE, _DIRECTORY = _SCRATCH / "file", _SCRATCH / "directory"
 _HOSTNAME = re.compile(
     r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.I
 )
@@ -47,20 +54,24 @@ _HOSTNAME = re.compile(
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(path: str, attachment: Mapping[str, Any] | None, scratch: Path) -> list[str]:
+def enter(
+    path: str, attachment: Mapping[str, Any] | None, run_dirs: Iterable[Path] = ()
+) -> list[str]:
     """Move this process into a network namespace; returns remarks for its owner.
 
-    If it is a guest's, `attachment` is the API's document about that. `scratch` is a directory that
-    exists: only for this process, and only for a moment, the files are made there. A rootless
-    site's guest is entered with all rights of that site: `leave_rights` gives them up.
+    If it is a guest's, `attachment` is the API's document about that. A rootless site's guest is
+    entered with all rights of that site: `leave_rights` gives them up. The daemons of its user are
+    closed to it, which would let it choose its own policy: those where daemons usually are, and
+    in `run_dirs`.
     """
+    closed = [*run_dirs, *_usual_run_dirs()]
     netns = open_netns(path)
     try:
-        join_owner(netns)
+        is_rootless = join_owner(netns)
         unshare(CLONE_NEWNS)
         # Slave: mounts of the machine still come in, ours do not get out.
         _mount(None, "/", None, _MS_SLAVE | _MS_REC)
-        remarks = [] if attachment is None else _lay_files(attachment, scratch)
+        remarks = _lay_over(attachment, closed if is_rootless else ())
         setns(netns, CLONE_NEWNET, path)
     finally:
         os.close(netns)
@@ -87,32 +98,44 @@ def mount_proc() -> None:
         _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
-def _lay_files(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
-    """Lay the guest's files over this machine's."""
-    files = {
-        Path("/etc/resolv.conf"): resolv_conf(attachment),
-        Path("/etc/hosts"): hosts(attachment, socket.gethostname()),
-    }
+def _usual_run_dirs() -> list[Path]:
+    """Where a daemon that this user may ask has its socket, unless it was told otherwise."""
+    found = [directories.run_dir(False)]
+    with contextlib.suppress(ConfigError):  # there is no home
+        found.append(directories.run_dir(True))
+    told = os.environ.get(VARIABLES["run_dir"])
+    return [*found, Path(told)] if told else found
+
+
+def _lay_over(attachment: Mapping[str, Any] | None, closed: Iterable[Path]) -> list[str]:
+    """Lay the guest's files over this machine's, and nothing over what is closed to it."""
+    files: dict[Path, str] = {}
+    if attachment is not None:
+        files[Path("/etc/resolv.conf")] = resolv_conf(attachment)
+        files[Path("/etc/hosts")] = hosts(attachment, socket.gethostname())
     remarks = []
     with contextlib.ExitStack() as stack:
-        # Opened before anything is laid over: a link may lead below the scratch directory.
+        # Opened before anything is laid over: all of it may lie below the scratch directory.
         targets = {path: stack.enter_context(_opened(path)) for path in files}
-        helpers = [stack.enter_context(_opened(path)) for path in _RESOLVING_HELPERS]
-        _mount("tmpfs", str(scratch), "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-        stack.callback(_unmount, str(scratch))
-        (scratch / "closed").touch()
-        for helper in helpers:
-            if helper is not None:
-                _mount(str(scratch / "closed"), f"/proc/self/fd/{helper}", None, _MS_BIND)
+        helpers = _RESOLVING_HELPERS if files else ()
+        covers = [(_FILE, stack.enter_context(_opened(path))) for path in helpers]
+        covers += [(_DIRECTORY, stack.enter_context(_opened(path))) for path in closed]
+        _mount("tmpfs", str(_SCRATCH), "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+        stack.callback(_unmount, str(_SCRATCH))
+        _FILE.touch()
+        _DIRECTORY.mkdir()
+        for cover, target in covers:
+            if target is not None:
+                _mount(str(cover), f"/proc/self/fd/{target}", None, _MS_BIND)
         for path, text in files.items():
             if (target := targets[path]) is None:
                 remarks.append(f"this machine has no {path}, so the command has none either")
                 continue
-            (scratch / path.name).write_text(text)
-            (scratch / path.name).chmod(0o644)
+            (_SCRATCH / path.name).write_text(text)
+            (_SCRATCH / path.name).chmod(0o644)
             try:
                 # The descriptor, not the path: a link must be covered where it leads to.
-                _mount(str(scratch / path.name), f"/proc/self/fd/{target}", None, _MS_BIND)
+                _mount(str(_SCRATCH / path.name), f"/proc/self/fd/{target}", None, _MS_BIND)
             except HostError as error:
                 remarks.append(f"the command has this machine's {path}: {error}")
     return remarks
@@ -120,10 +143,10 @@ def _lay_files(attachment: Mapping[str, Any], scratch: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int | None]:
-    """A descriptor of the file, or of the link that leads nowhere; None where there is neither."""
+    """A descriptor of the file, or of the link that leads nowhere; None where neither is seen."""
     fd = None
     for flags in (os.O_PATH, os.O_PATH | os.O_NOFOLLOW):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             fd = os.open(path, flags | os.O_CLOEXEC)
             break
     try:

@@ -16,9 +16,7 @@ import os
 import select
 import struct
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import GuestnetError, HostError
@@ -46,18 +44,20 @@ def main() -> None:
     user = os.getuid(), os.getgid()
     argv: list[str] = spec["argv"]
     try:
-        scratch = Path(tempfile.gettempdir())
-        for remark in enter(spec["netns"], spec["attachment"], scratch):
+        for remark in enter(spec["netns"], spec["attachment"]):
             _note(remark)
         if spec["tap"] is not None:
             number = str(_open_tap(spec["tap"]))
             argv = [part.replace("{fd}", number) for part in argv]
         unshare(CLONE_NEWPID)
+        alive, mine = os.pipe()
+        init = _fork()
+    except OSError as error:
+        _note(str(HostError.from_os("enter", spec["netns"], error)))
+        sys.exit(HostError.exit_code)
     except GuestnetError as error:
         _note(str(error))
         sys.exit(error.exit_code)
-    alive, mine = os.pipe()
-    init = os.fork()
     if not init:
         os.close(mine)
         _init(alive, argv, user)
@@ -71,10 +71,21 @@ def _init(parent: int, argv: Sequence[str], user: tuple[int, int]) -> NoReturn:
     if select.select([parent], [], [], 0)[0]:
         os._exit(1)
     mount_proc()
-    command = os.fork()
+    try:
+        command = _fork()
+    except HostError as error:
+        _note(str(error))
+        os._exit(error.exit_code)
     if not command:
         _become(argv, user)
     os._exit(wait_for(command, lambda: reaped(command)))
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise HostError.from_os("fork", "the command", error) from None
 
 
 def _become(argv: Sequence[str], user: tuple[int, int]) -> NoReturn:

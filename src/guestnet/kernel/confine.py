@@ -8,6 +8,7 @@ process is confined.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -84,15 +85,13 @@ def confine(
         resource.setrlimit(limit, (value, value))
     done.append("limits")
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        if answers_any:
-            _libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setresuid(uid, uid, uid)  # the capabilities go with it
-        if answers_any:
-            _keep_capabilities(1 << _CAP_DAC_OVERRIDE)
-        done.append("user")
-    elif _leave_user_namespace():
+        kept = 1 << _CAP_DAC_OVERRIDE if answers_any else 0
+        is_apart = _become(uid, gid, keep=bool(kept))
+        _keep_capabilities(kept)
+        done.append("user" if is_apart else "capabilities")
+    else:
+        kept, is_apart = 0, False
+    if not (is_apart or kept) and _leave_user_namespace():
         done.append("user-namespace")
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no children, no threads
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -127,8 +126,26 @@ def _leave_user_namespace() -> bool:
     return True
 
 
+def _become(uid: int, gid: int, *, keep: bool) -> bool:
+    """Be another user, who has no capabilities unless we are to `keep` ours; False: there is none.
+
+    So it is where root is the only user: in a container of an ordinary user's, say, or in one that
+    was left no right to change it.
+    """
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        _libc.prctl(_PR_SET_KEEPCAPS, int(keep), 0, 0, 0)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        return False
+    return True
+
+
 def _keep_capabilities(bits: int) -> None:
-    """Have these capabilities, each a bit, and no others of those that there are (capset(2))."""
+    """Have these of the first 32 capabilities, which we have now, and no other (capset(2))."""
     header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
     # Effective, permitted and inheritable, of capabilities 0 to 31 and of 32 to 63.
     sets = ctypes.create_string_buffer(struct.pack("=6I", bits, bits, 0, 0, 0, 0))
