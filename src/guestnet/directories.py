@@ -1,7 +1,7 @@
 """Where an instance keeps its things unless it is told otherwise: the machine's, or a user's own.
 
 A user's are those of the XDG Base Directory Specification, whose variables count only if they are
-absolute paths.
+absolute paths. All raise `ConfigError` where nothing tells the user's home.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from .errors import ConfigError
 
 _NAME = "guestnet"
 
@@ -48,5 +50,12 @@ def config_file(rootless: bool, environ: Mapping[str, str] = os.environ) -> Path
 
 def _xdg(variable: str, default: str, environ: Mapping[str, str]) -> Path:
     given = environ.get(variable, "")
-    home = Path(environ["HOME"]) if "HOME" in environ else Path.home()
-    return Path(given) if given.startswith("/") else home / default
+    if given.startswith("/"):
+        return Path(given)
+    if "HOME" in environ:
+        return Path(environ["HOME"]) / default
+    try:
+        return Path.home() / default
+    except RuntimeError:
+        right = f"is not set, and this user has no entry in /etc/passwd; set it, or {variable}"
+        raise ConfigError("HOME", None, right) from None

@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import GuestnetError
+from ..errors import GuestnetError, HostError
+from ..kernel.standard import hold_standard_descriptors
 from .context import Context, of
 from .rooms import Commands
 
@@ -56,6 +57,10 @@ def _options(
 
 def main() -> None:
     """Run the command line; ends the process with a status of docs/cli.md."""
+    hold_standard_descriptors()
+    # Python has none where there was no descriptor, and then prints to another.
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A guest's id may hold what the terminal's encoding has not.
@@ -64,8 +69,12 @@ def main() -> None:
     try:
         app(obj=context)
     except GuestnetError as error:
-        _tell(error, context.json)
-        _leave(error.exit_code)
+        _end(error, context.json)
+    except OSError as error:
+        # What is not foreseen where it happens: no room for a process or for a file, say.
+        call = "open" if error.filename is not None else "start"
+        target = str(error.filename or "a process of our own")
+        _end(HostError.from_os(call, target, error), context.json)
     except SystemExit as end:
         if isinstance(end.code, int):
             _leave(end.code)
@@ -81,9 +90,12 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _tell(error: GuestnetError, as_json: bool) -> None:
+def _end(error: GuestnetError, as_json: bool) -> NoReturn:
     if as_json:
-        document = {"code": error.code, "message": str(error), **vars(error)}
+        # Typer leaves a mark of its own on what passes it.
+        fields = {key: value for key, value in vars(error).items() if not key.startswith("_")}
+        document = {"code": error.code, "message": str(error), **fields}
         print(json.dumps(document, default=str), file=sys.stderr)
     else:
         print(f"guestnet: {error}", file=sys.stderr)
+    _leave(error.exit_code)

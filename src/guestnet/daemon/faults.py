@@ -99,4 +99,5 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _bug(request: Request, error: Exception) -> Response:
     # Starlette raises it again behind this answer, so that the server logs it with its trace.
     what = f"{request.method} {request.url.path}"
-    return answer(HostError(what, "failed", 0, f"{type(error).__name__}; see the daemon's log"))
+    reason = f"{type(error).__name__}: {error}; see the daemon's log"
+    return answer(HostError(what, "failed", 0, reason))

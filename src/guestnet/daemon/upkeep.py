@@ -7,6 +7,7 @@ import threading
 
 from ..errors import GuestnetError
 from ..host import Host
+from ..kernel.process import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Upkeep:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        start_thread(self._thread)
 
     def stop(self) -> None:
         """End, once a look that has begun is done."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..kernel.process import start_thread
 from .doorway import Doorway
 from .inbox import Inbox
 from .messages import MAX_REPORT_BYTES, Begin, Message, Report, line
@@ -123,7 +124,7 @@ class WorkerProcess:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"guestnet-worker-{number}")
         self._thread.daemon = True
-        self._thread.start()
+        start_thread(self._thread)
 
     @property
     def pid(self) -> int | None:

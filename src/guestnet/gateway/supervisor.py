@@ -79,10 +79,19 @@ class Gateway:
         self._stopping = False
         self._confinement: dict[int, tuple[str, ...]] = {}
         self.workers: tuple[WorkerProcess, ...] = ()
-        self.workers = tuple(
-            WorkerProcess(number, handed, self._lock, self._known, self._hear, self._ended)
-            for number in range(len(handed.doorways))
-        )
+        workers: list[WorkerProcess] = []
+        try:
+            for number in range(len(handed.doorways)):
+                made = WorkerProcess(
+                    number, handed, self._lock, self._known, self._hear, self._ended
+                )
+                workers.append(made)
+        except BaseException:
+            for each in workers:
+                each.stop()
+            handed.close()
+            raise
+        self.workers = tuple(workers)
 
     @property
     def doors(self) -> Doors:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from ..errors import HostError
 from ..kernel.flowevents import Event, FlowEvents
 from ..kernel.interface import Site
+from ..kernel.process import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,13 @@ class Hearing:
         self._thread = threading.Thread(
             target=self._run, args=(events,), name="guestnet-flows", daemon=True
         )
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+        except HostError:
+            self._events = None
+            events.close()
+            os.close(self._wake_fd)
+            raise
 
     def stop(self) -> None:
         """End the thread. Not to be called by who holds what `take` waits for."""

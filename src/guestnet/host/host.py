@@ -16,6 +16,7 @@ from ..kernel.interface import Site
 from ..kernel.rootless.process import Agent
 from ..kernel.rootless.remote import RootlessSite
 from ..kernel.site import NamespaceSite
+from ..kernel.standard import hold_standard_descriptors
 from ..model import (
     Attachment,
     AttachRequest,
@@ -121,6 +122,7 @@ class Host:
             raise ConfigError("site", str(site), "a rootless host has a namespace of its own")
         if not rootless and not remember:
             raise ConfigError("remember", remember, "only what a rootless host made goes with it")
+        hold_standard_descriptors()
         with contextlib.ExitStack() as undo:
             state = State.open(state_dir, rootless=bool(rootless)) if remember else State(None)
             undo.callback(state.close)
@@ -135,8 +137,8 @@ class Host:
             recover(host._ledger, state.store, there, host._leases, host._upkeep)
             undo.callback(host._end)
             host._begin()
+            host._reaper.start()
             undo.pop_all()
-        host._reaper.start()
         return host
 
     def _begin(self) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from ..kernel.process import start_thread
 from ..store import Lease
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Reaper:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        start_thread(self._thread)
 
     def add(self, lease: Lease) -> None:
         """Hand over a lease that is cut off."""

@@ -1,10 +1,14 @@
-"""What processes of ours do at their start."""
+"""What processes of ours do at their start, and how they start threads."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
+import threading
+
+from ..errors import HostError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 #: linux/prctl.h
@@ -17,6 +21,17 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended in between
         os._exit(1)
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread; raises `HostError` where the machine gives none."""
+    try:
+        thread.start()
+    except RuntimeError:  # all that Python says
+        raise HostError(
+            "start", f"thread {thread.name}", errno.EAGAIN,
+            "raise the limit of processes (ulimit -u), or the container's (docker: --pids-limit)",
+        ) from None  # fmt: skip
 
 
 def hear_signals() -> None:

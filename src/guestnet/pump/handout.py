@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ..errors import GuestnetError
+from ..kernel.process import start_thread
 from ..kernel.tap import handover
 from ..kernel.tap.handover import HandedTap
 from .places import Place
@@ -29,7 +30,7 @@ class Handout:
         self._state = State(serving=True)
         self._stop, self._stopped = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="guestnet-handout", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     @property
     def pid(self) -> None:

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from ..errors import GuestnetError
+from ..errors import GuestnetError, HostError
 from ..frames.transport import Kind, Transport
 from ..kernel import descriptors
+from ..kernel.process import start_thread
 from . import places
 from .loop import STATUS_TAP_GONE
 from .places import Owner, Place
@@ -77,7 +78,12 @@ class Pump:
         self._earlier = State()
         self._logged_at = -LOG_EVERY_S
         self._thread = threading.Thread(target=self._run, name="guestnet-pump", daemon=True)
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+        except HostError:
+            if self._tap is not None:
+                os.close(self._tap)
+            raise
 
     @property
     def pid(self) -> int | None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import HostError
+from ..process import start_thread
 from .channel import Channel
 from .obstacles import hint
 
@@ -41,7 +42,7 @@ class Agent:
         self._keeper = threading.Thread(
             target=self._keep, args=(theirs, started), name="guestnet-rootless", daemon=True
         )
-        self._keeper.start()
+        start_thread(self._keeper)
         started.wait()
 
     @property
