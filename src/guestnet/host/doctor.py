@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from ..errors import GuestnetError, HostError
 from ..gateway.supervisor import Gateway
 from ..kernel.interface import Site
+from ..kernel.netns import may_administer_own
 from ..kernel.rootless import obstacles
 from ..kernel.rootless.remote import RootlessSite
 from ..model import Finding
@@ -49,6 +49,7 @@ def _rootless() -> Iterator[Finding]:
         ("user namespaces", obstacles.user_namespaces(), "may be made", _error),
         ("tun", obstacles.tun(), "/dev/net/tun opens", _warning),
         ("ping", obstacles.ping(), "echo requests can be relayed", _warning),
+        ("settings", obstacles.settings(), "can be made in a namespace", _warning),
     )
     for check, found, fine, say in checks:
         for obstacle in found:
@@ -98,27 +99,26 @@ def _kernel() -> Iterator[Finding]:
 
 
 def _root() -> Iterator[Finding]:
-    if os.geteuid() == 0:
-        yield _ok("privileges", "root")
-    else:
+    if os.geteuid() != 0:
+        who = f"user id {os.geteuid()}"
+        yield _error(
+            "privileges", who, "run the daemon as root (CAP_NET_ADMIN), or without it: --rootless"
+        )
+    elif not may_administer_own():
         yield _error(
             "privileges",
-            f"user id {os.geteuid()}",
-            "run the daemon as root (CAP_NET_ADMIN), or without it: --rootless",
+            "root, but without CAP_NET_ADMIN over this network namespace, as in a container",
+            "give the container the capability (docker: --cap-add NET_ADMIN), or: --rootless",
         )
+    else:
+        yield _ok("privileges", "root")
 
 
 def _tun() -> Iterator[Finding]:
-    try:
-        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        remedy = {
-            errno.ENOENT: "load the module: modprobe tun",
-            errno.EACCES: "run as root, or give this user the device",
-            errno.EPERM: "allow the device in this container (--device /dev/net/tun)",
-        }.get(error.errno or 0, "check the device")
-        yield _error("tun", f"{_TUN}: {error.strerror}", remedy)
-    else:
+    found = obstacles.tun()
+    for obstacle in found:
+        yield _error("tun", obstacle.detail, obstacle.remedy)
+    if not found:
         yield _ok("tun", f"{_TUN} opens")
 
 
@@ -172,6 +172,8 @@ def _forwarding(site: Site, ledger: Ledger) -> Iterator[Finding]:
     off = [key for key in switches if site.sysctls.read(key) == "0"]
     versions = {pool.version for n in ledger.networks.values() for pool in n.pools}
     off = [key for key in off if (4 if key.startswith("ipv4") else 6) in versions]
+    if off and site.is_apart:
+        return  # told as the obstacle that it is
     if off:
         yield _error("forwarding", f"off: {', '.join(off)}", "run guestnet gc to turn it on again")
     else:

@@ -98,7 +98,8 @@ def _tun_ioctl(fd: int, request: Ioctl, argument: bytes | int, name: str) -> Non
     except OSError as error:
         if request is Ioctl.TUNSETIFF and error.errno in (errno.EBUSY, errno.EEXIST):
             raise ConflictError("tap", name, "a device of that name exists already") from None
-        raise HostError.from_os(request.name, name, error) from None
+        hint = f"{_TUN} is not the device" if error.errno == errno.ENOTTY else ""
+        raise HostError.from_os(request.name, name, error, hint) from None
 
 
 def _make_veth(route: NetlinkSocket, device: GuestDevice, netns_fd: int) -> None:

@@ -313,5 +313,5 @@ def _raise_unless_ok(message: Message, body: bytes, flags: int) -> None:
             found = {}
         detail = zero_terminated(found.get(NLMSGERR_ATTR_MSG, b""))
     if code == errno.EPERM and not detail:
-        detail = "needs root, or CAP_NET_ADMIN in this network namespace"
+        detail = "needs root, or CAP_NET_ADMIN in this network namespace; --rootless needs neither"
     raise HostError(message.call, message.target, code, detail)

@@ -17,6 +17,8 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 #: Where `ip netns` keeps its names.
 NAMED = Path("/run/netns")
+#: linux/capability.h
+_CAP_NET_ADMIN = 12
 #: linux/nsfs.h
 _NS_GET_USERNS, _NS_GET_NSTYPE = 0xB701, 0xB703
 _OWN = "/proc/thread-self/ns/net"
@@ -86,6 +88,17 @@ def may_enter(fd: int) -> bool:
     except PermissionError:
         return False
     return True
+
+
+def may_administer_own() -> bool:
+    """Whether the calling thread has CAP_NET_ADMIN over its network namespace."""
+    status = Path("/proc/thread-self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    fd = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return bool(effective >> _CAP_NET_ADMIN & 1) and may_enter(fd)
+    finally:
+        os.close(fd)
 
 
 def own_user_namespace(outside: tuple[int, int], inside: tuple[int, int], flags: int = 0) -> None:

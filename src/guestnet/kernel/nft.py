@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -38,6 +39,8 @@ _OBJECT_COUNTER = 1
 _ELEMENTS_PER_BATCH = 4000
 #: Each goes into the batch three times.
 _RENEWED_PER_BATCH = 1000
+#: Where libnftables finds the numbers of tcp, udp and others (protocols(5)); small images lack it.
+_PROTOCOLS = "/etc/protocols"
 
 _GENERIC = struct.Struct("!BBH")
 _MILLISECONDS = struct.Struct("!Q")
@@ -288,6 +291,8 @@ class _Library:
         if status != 0:
             # The first line names the place and the reason; the rest quotes the command.
             detail = errors.decode(errors="replace").strip().split("\n")[0]
+            if not os.path.exists(_PROTOCOLS):
+                detail += f"; there is no {_PROTOCOLS}; install the package netbase"
             raise HostError("nft", about, 0, detail)
         return output.decode(errors="replace")
 

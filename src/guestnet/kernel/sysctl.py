@@ -59,7 +59,7 @@ class Sysctls:
         with inside(self._netns_fd):
             for key, value in former.items():
                 try:
-                    if read(key) is not None:
+                    if read(key) not in (None, value):
                         write(key, value)
                 except HostError as error:
                     logger.warning("a former setting could not be put back: %s", error)

@@ -6,12 +6,13 @@ of the control socket. It waits for nothing else, so one thing is done at a time
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
@@ -24,7 +25,24 @@ from ..netlink import NetlinkSocket
 from ..netns import CLONE_NEWNET, inside, may_enter, open_netns, own_user_namespace
 from ..process import die_with_parent, hear_signals
 from ..site import NamespaceSite
+from ..sysctl import Sysctls
 from .channel import Channel
+
+
+class InnerSysctls(Sysctls):
+    """Those of the site, which may not be written to: a container's /proc/sys is read-only."""
+
+    def write(self, values: Mapping[str, str]) -> None:
+        """Set settings, as far as the machine lets.
+
+        Without forwarding guests do not reach each other; nothing else is forwarded here.
+        """
+        for key, value in values.items():
+            try:
+                super().write({key: value})
+            except HostError as error:
+                if error.errno != errno.EROFS:
+                    raise
 
 
 class InnerSite(NamespaceSite):
@@ -32,6 +50,7 @@ class InnerSite(NamespaceSite):
 
     def __init__(self, uid: int) -> None:
         super().__init__()
+        self.sysctls = InnerSysctls(None)
         #: The number outside of that user.
         self._uid = uid
 

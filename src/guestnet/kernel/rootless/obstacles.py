@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ...errors import HostError
 
 _SYS = Path("/proc/sys")
 _TUN = Path("/dev/net/tun")
+#: Documentation/networking/tuntap.rst
+_TUN_DEVICE = os.makedev(10, 200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,11 @@ def user_namespaces() -> list[Obstacle]:
 def tun() -> list[Obstacle]:
     """Why TAPs cannot be made. Guests that are namespaces need none."""
     try:
-        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+        fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            seen = os.fstat(fd)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return [Obstacle(f"there is no {_TUN}", "as root: modprobe tun")]
     except PermissionError:
@@ -53,6 +60,9 @@ def tun() -> list[Obstacle]:
         return [Obstacle(f"{_TUN} is not open to this user", remedy)]
     except OSError as error:
         return [Obstacle(f"{_TUN}: {error.strerror}", "allow the device in this container")]
+    if not stat.S_ISCHR(seen.st_mode) or seen.st_rdev != _TUN_DEVICE:
+        remedy = f"as root: rm {_TUN}; mknod -m 0666 {_TUN} c 10 200"
+        return [Obstacle(f"{_TUN} is not the device", remedy)]
     return []
 
 
@@ -66,6 +76,14 @@ def ping() -> list[Obstacle]:
         return []
     detail = f"net.ipv4.ping_group_range is {low} {high}, without a group of this user"
     return [Obstacle(detail, 'as root: sysctl -w net.ipv4.ping_group_range="0 2147483647"')]
+
+
+def settings() -> list[Obstacle]:
+    """Why guests cannot reach each other, though all else that their policies allow."""
+    if not os.statvfs(_SYS).f_flag & os.ST_RDONLY:
+        return []
+    remedy = "make it writable in this container (docker: --security-opt systempaths=unconfined)"
+    return [Obstacle(f"{_SYS} is read-only: guests do not reach each other", remedy)]
 
 
 def hint(error: HostError) -> str:
