@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from guestnet.flow import Reactor
 from guestnet.flow.inward import Inward
+from guestnet.flow.reactor import Reactor
 from guestnet.gateway.exchange import Exchange
 from guestnet.gateway.guests import Guest
 from guestnet.gateway.service import Service
@@ -60,7 +60,7 @@ def test_how_long_it_took_does_not_depend_on_the_clock_s_being_set(
 @pytest.mark.root
 def test_what_was_suspended_counts() -> None:
     """The gateway's clock is the one that does; here it alone is ahead."""
-    program = "import time; from guestnet.flow import Reactor; "
+    program = "import time; from guestnet.flow.reactor import Reactor; "
     program += "print(Reactor(print).now() - time.monotonic() > 99_999)"
     ahead = ["unshare", "--time", "--fork", "--boottime", "100000", sys.executable, "-c", program]
     assert subprocess.run(ahead, capture_output=True, text=True, check=True).stdout == "True\n"
