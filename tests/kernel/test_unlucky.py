@@ -171,8 +171,8 @@ def test_little_of_everything(user: User) -> None:
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [
-        ("nproc=3", "ulimit -u"),  # not enough for threads
-        ("nproc=10", "fork"),  # nor for processes
+        ("nproc=3", "ulimit -u"),  # not enough to begin with
+        ("nproc=10", "EAGAIN"),  # nor, by chance, for this thread or that process
         ("nofile=20", "EMFILE"),
         ("fsize=0", "EFBIG"),
     ],

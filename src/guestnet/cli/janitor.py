@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .. import directories
+from ..kernel.process import start_thread
 from .waiting import reaped, wait_for
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Run:
             self.is_orphaned = True
             orphaned()
 
-        threading.Thread(target=wait, name="guestnet-janitor", daemon=True).start()
+        start_thread(threading.Thread(target=wait, name="guestnet-janitor", daemon=True))
 
 
 def part(childs: Iterable[int]) -> Run:

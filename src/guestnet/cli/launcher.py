@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
+
+from ..kernel.process import start_process
 
 
 class Launcher:
@@ -22,7 +23,8 @@ class Launcher:
         reading, self._writing = os.pipe()
         os.set_inheritable(reading, True)
         try:
-            self._process = subprocess.Popen(
+            self._process = start_process(
+                "the process for the command",
                 [sys.executable, "-I", "-m", "guestnet.cli.launch", str(reading)],
                 close_fds=False,  # what the caller left open is for the command
             )

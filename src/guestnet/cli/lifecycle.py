@@ -17,6 +17,7 @@ import typer
 from ..client import NO_DAEMON, Api, error_from
 from ..errors import ConfigError, ConflictError, HostError, UnreachableError
 from ..kernel.caller import Caller
+from ..kernel.process import start_process
 from ..settings import Settings
 from . import output
 from .context import ExitFd, Json, ReadyFd, of
@@ -133,7 +134,8 @@ def _start(settings: Settings) -> dict[str, Any]:
     reading, writing = os.pipe()
     with open(reading, "rb") as reports, open(_open_log(log), "ab") as lines:
         try:
-            process = subprocess.Popen(
+            process = start_process(
+                "the daemon",
                 [*_command(settings), f"--report-fd={writing}"],
                 stdin=subprocess.DEVNULL,
                 stdout=lines,

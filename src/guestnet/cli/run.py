@@ -17,6 +17,7 @@ import typer
 
 from ..errors import ConfigError, HostError
 from ..kernel.caller import Caller
+from ..kernel.process import start_thread
 from . import janitor, output, waiting
 from .context import ExitFd, Json, ReadyFd
 from .launcher import Launcher
@@ -154,8 +155,10 @@ def _run(
     attachment = host.attach(GUEST, policy=policy, netns=netns, transport=transport)
     summary = Summary()
     watch = host.watch(GUEST)
-    teller = threading.Thread(target=_gather, args=(watch, summary), daemon=True)
-    teller.start()
+    teller = threading.Thread(
+        target=_gather, args=(watch, summary), name="guestnet-summary", daemon=True
+    )
+    start_thread(teller)
     try:
         status = _launched(host, words, attachment, parent, caller, launcher)
         suggestion = _settled(host) if report else None

@@ -154,7 +154,8 @@ def answering_as_one(family: int) -> socket.socket:
 
     Only in a namespace where nobody else has ports: there any is free, and free to be bound.
     """
-    sysctl.write("ipv4/ip_unprivileged_port_start", "0")  # of IPv6 as well
+    with suppress(HostError):  # read-only in a container: then lower ports have none of these
+        sysctl.write("ipv4/ip_unprivileged_port_start", "0")  # of IPv6 as well
     low = family == socket.AF_INET
     made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import ConfigError
+from .process import start_thread
 
 #: What is written when all is ready: a byte for who reads one, a line for who reads a line.
 READY = b"1\n"
@@ -71,7 +72,7 @@ class Caller:
             poll.poll()
             gone()
 
-        threading.Thread(target=wait, name="guestnet-caller", daemon=True).start()
+        start_thread(threading.Thread(target=wait, name="guestnet-caller", daemon=True))
 
 
 def _poll(fd: int) -> select.poll:

@@ -1,4 +1,4 @@
-"""What processes of ours do at their start, and how they start threads."""
+"""What processes of ours do at their start, and how they start threads and each other."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import ctypes
 import errno
 import os
 import signal
+import subprocess
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 from ..errors import HostError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+_MORE = "raise the limit of processes (ulimit -u), or the container's (docker: --pids-limit)"
 
 
 def die_with_parent() -> None:
@@ -28,10 +32,17 @@ def start_thread(thread: threading.Thread) -> None:
     try:
         thread.start()
     except RuntimeError:  # all that Python says
-        raise HostError(
-            "start", f"thread {thread.name}", errno.EAGAIN,
-            "raise the limit of processes (ulimit -u), or the container's (docker: --pids-limit)",
-        ) from None  # fmt: skip
+        raise HostError("start", f"thread {thread.name}", errno.EAGAIN, _MORE) from None
+
+
+def start_process(what: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start `what`, as `subprocess.Popen` does; raises `HostError` where the machine gives none."""
+    try:
+        return subprocess.Popen(argv, **options)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise HostError("start", what, errno.EAGAIN, _MORE) from None
+        raise HostError.from_os("start", what, error) from None
 
 
 def hear_signals() -> None:

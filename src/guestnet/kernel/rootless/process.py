@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ...errors import HostError
-from ..process import start_thread
+from ..process import start_process, start_thread
 from .channel import Channel
 from .obstacles import hint
 
@@ -28,6 +28,7 @@ class Agent:
     """The process that holds a rootless site's namespaces, until `close`. Thread-safe."""
 
     def __init__(self) -> None:
+        """Start it; raises `HostError` where the machine has no room for one."""
         self._lock = threading.Lock()
         self._closing = False
         self._ready = False
@@ -35,6 +36,8 @@ class Agent:
         self._lost: list[Callable[[str], None]] = []
         self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        #: Why there never was one.
+        self._failure: HostError | None = None
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         started = threading.Event()
@@ -42,8 +45,15 @@ class Agent:
         self._keeper = threading.Thread(
             target=self._keep, args=(theirs, started), name="guestnet-rootless", daemon=True
         )
-        start_thread(self._keeper)
-        started.wait()
+        try:
+            start_thread(self._keeper)
+            started.wait()
+            if self._failure is not None:
+                raise self._failure
+        except HostError:
+            theirs.close()
+            self._channel.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -91,16 +101,16 @@ class Agent:
     def _keep(self, theirs: socket.socket, started: threading.Event) -> None:
         try:
             with theirs:
-                self._process = subprocess.Popen(
+                self._process = start_process(
+                    "the rootless site's agent",
                     [sys.executable, "-I", "-m", _MODULE, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     cwd="/",
                 )
-        except OSError as error:
-            self._reason = f"cannot be started: {error}"
-            self._ended.set()
+        except HostError as error:
+            self._failure = error
             return
         finally:
             started.set()
