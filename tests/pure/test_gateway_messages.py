@@ -26,6 +26,7 @@ from guestnet.gateway.messages import (
     SetNetwork,
     SetPeers,
     SetPlaces,
+    Settle,
     SetTrust,
     TellPins,
     line,
@@ -57,6 +58,7 @@ ORDERS: list[Order] = [
     PinsStand(sequence=5),
     Begin(),
     TellPins(worker=1),
+    Settle(sequence=9),
 ]  # fmt: skip
 
 DECISION = Decision(

@@ -156,6 +156,14 @@ class TellPins(Message):
     worker: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settle(Message):
+    """Tell what was decided so far, and then that it is done."""
+
+    kind: Literal["settle"] = "settle"
+    sequence: int
+
+
 Order = (
     SetGuest
     | SetNetwork
@@ -166,6 +174,7 @@ Order = (
     | PinsStand
     | Begin
     | TellPins
+    | Settle
 )
 
 
@@ -277,7 +286,7 @@ _ORDERS: Mapping[str, Callable[..., Order]] = {
     each.kind: each
     for each in (
         *(SetGuest, SetNetwork, SetTrust, SetPeers, ForgetGuest, SetPlaces),
-        *(PinsStand, Begin, TellPins),
+        *(PinsStand, Begin, TellPins, Settle),
     )
 }
 #: Keys whose values JSON has no words for.

@@ -31,6 +31,7 @@ from .messages import (
     SetNetwork,
     SetPeers,
     SetPlaces,
+    Settle,
     SetTrust,
     TellPins,
 )
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 MAX_WORKERS = 8
 #: Guests in one message: with the longest ids still far below the longest line.
 PEERS_AT_ONCE = 1000
+#: How long to wait at most until what was decided is told.
+SETTLE_S = 1.0
 
 
 def default_workers() -> int:
@@ -228,6 +231,20 @@ class Gateway:
     def knows(self, guest: str) -> bool:
         """Whether the gateway was told of a guest."""
         return guest in self._guests
+
+    def settle(self) -> None:
+        """Return when what was decided so far is told, or has taken too long."""
+        with self._lock:
+            order = Settle(sequence=self._next())
+        self._send(order)
+        with self._lock:
+            self._lock.wait_for(
+                lambda: (
+                    self._stopping
+                    or all(w.done >= order.sequence for w in self.workers if w.awaited)
+                ),
+                SETTLE_S,
+            )
 
     def close(self) -> None:
         """End the workers; flows they relayed are reset."""

@@ -37,6 +37,7 @@ from .messages import (
     SetNetwork,
     SetPeers,
     SetPlaces,
+    Settle,
     SetTrust,
     TellPins,
     line,
@@ -200,6 +201,8 @@ class Worker:
             case TellPins(worker=number):
                 self.siblings.tell_all(number)
                 return
+            case Settle():
+                pass  # what waits goes with the word that it is done
         self.send(Done(sequence=order.sequence))
 
     # -- reports -----------------------------------------------------------------------------

@@ -392,6 +392,8 @@ class Host:
 
         All of them are in `decisions.jsonl` in the state directory.
         """
+        with self._lock:
+            self._relays.settle()
         return self._decisions.recent(guest)
 
     def suggest_policy(self, guest: str, *, suffixes: bool = False) -> str:
@@ -402,6 +404,7 @@ class Host:
         """
         with self._lock:
             attachment = self._ledger.attachment(guest)
+            self._relays.settle()
             moment = Moment(self._ledger, self._site)
             seen = self._decisions.seen
             return str(suggest_for(attachment, seen, self._site, moment, suffixes=suffixes))

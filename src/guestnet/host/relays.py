@@ -66,6 +66,11 @@ class Relays:
         self._tell_network(gateway, self._ledger.network(attachment.network).spec)
         self._tell_guest(gateway, attachment)
 
+    def settle(self) -> None:
+        """Have the gateway tell what it has decided so far, within reason."""
+        if self.gateway is not None:
+            self.gateway.settle()
+
     def forget(self, guest: str) -> None:
         """End what is relayed for a guest."""
         if self.gateway is not None:
