@@ -73,10 +73,13 @@ class Caller:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return stream
 
-    def udp(self, version: int) -> socket.socket:
-        """A socket for datagrams, in one family."""
+    def udp(self, version: int, port: int = 0) -> socket.socket:
+        """A socket for datagrams, in one family, at any port or this one."""
         with self.namespace.enter():
-            return socket.socket(AF[version], socket.SOCK_DGRAM)
+            made = socket.socket(AF[version], socket.SOCK_DGRAM)
+        made.bind(("", port))
+        made.settimeout(PATIENCE_S)
+        return made
 
     def listen(self, port: int) -> socket.socket:
         """Take connections, in both families."""

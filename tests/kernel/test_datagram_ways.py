@@ -20,7 +20,9 @@ from guestnet.gateway.exchange import Limits
 from lab.addresses import ALLOWED, FORBIDDEN, ROUTER_IPV4, ROUTER_IPV6, SITE_IPV4, SITE_IPV6, UPLINK
 from lab.netns import veth
 from lab.servers import ECHO
-from relaying import Guest, GuestOf, Stage, at, eventually, exchange, far, open_relaying
+from lab.waiting import eventually
+from relaying import exchange, far, open_relaying
+from stage import Guest, GuestOf, Stage, of
 
 pytestmark = pytest.mark.root
 
@@ -47,12 +49,6 @@ def stage(
         yield made
 
 
-@pytest.fixture
-def guest_of(stage: Stage) -> Iterator[GuestOf]:
-    with contextlib.ExitStack() as stack:
-        yield lambda policy: stack.enter_context(stage.guest(policy))
-
-
 def send_as_one(udp: socket.socket, data: bytes, size: int, to: Any) -> None:
     """Datagrams of `size` bytes, and what is left, in one call."""
     said = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", size))]
@@ -70,9 +66,9 @@ def numbered(sizes: list[int]) -> list[bytes]:
 @BOTH
 def test_what_is_sent_as_one_arrives_as_many(stage: Stage, guest_of: GuestOf, version: int) -> None:
     """Both ways; the last is shorter."""
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     sent = numbered([1000] * 40 + [10])
-    with far(stage.world, target, PORT) as peer, guest_of("public").socket(version) as udp:
+    with far(stage.world, target, PORT) as peer, guest_of("public").udp(version) as udp:
         for _again in range(3):
             send_as_one(udp, b"".join(sent), 1000, (str(target), PORT))
             heard = [peer.recvfrom(3000) for _ in sent]
@@ -87,9 +83,9 @@ def test_many_peers_ports_answer_with_many(stage: Stage, guest_of: GuestOf, vers
     gateway = stage.host._relays.gateway
     assert gateway is not None
     doors = gateway._handed.doorways[0].ports
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     sent = numbered([1000] * 40 + [10])
-    with guest_of("public").socket(version) as udp:
+    with guest_of("public").udp(version) as udp:
         for port in (443, doors.resolver_udp, doors.relay_tcp, *range(PORT, PORT + 10)):
             with far(stage.world, target, port) as peer:
                 udp.sendto(b"hello", (str(target), port))
@@ -101,12 +97,12 @@ def test_many_peers_ports_answer_with_many(stage: Stage, guest_of: GuestOf, vers
 
 @BOTH
 def test_answers_larger_than_the_guest_s_link(stage: Stage, version: int) -> None:
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     sent = numbered([1400] * 20)
     with (
         stage.guest("public", "narrow") as guest,
         far(stage.world, target, PORT) as peer,
-        guest.socket(version) as udp,
+        guest.udp(version) as udp,
     ):
         udp.sendto(b"hello", (str(target), PORT))
         send_as_one(peer, b"".join(sent), 1400, peer.recvfrom(100)[1])
@@ -117,9 +113,9 @@ def test_answers_larger_than_the_guest_s_link(stage: Stage, version: int) -> Non
 def test_a_burst_of_all_sizes_arrives_as_it_was_sent(
     stage: Stage, guest_of: GuestOf, version: int
 ) -> None:
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     sent = numbered([700, 700, 700, 0, 700, 3, 700, 1400, 1400, 1, 1, 1, 0, 0, 3000, 700] * 3)
-    with far(stage.world, target, PORT) as peer, guest_of("public").socket(version) as udp:
+    with far(stage.world, target, PORT) as peer, guest_of("public").udp(version) as udp:
         for each in sent:
             udp.sendto(each, (str(target), PORT))
         heard = [peer.recvfrom(4000) for _ in sent]
@@ -136,12 +132,12 @@ def test_what_is_too_large_as_one_is_said_to_be(
     stage: Stage, guest_of: GuestOf, version: int
 ) -> None:
     """The path's MTU is smaller than the segments: the guest hears of it, and smaller ones pass."""
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     level, discover, mtu = (0, 10, 14) if version == 4 else (41, 23, 24)
     via = ROUTER_IPV4.ip if version == 4 else ROUTER_IPV6.ip
     stage.world.site.ip(f"route add {target} via {via} dev {UPLINK} mtu 1300")
     try:
-        with far(stage.world, target, PORT) as peer, guest_of("public").socket(version) as udp:
+        with far(stage.world, target, PORT) as peer, guest_of("public").udp(version) as udp:
             udp.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
             udp.connect((str(target), PORT))
             udp.sendmsg([b"x" * 14_000], [(17, UDP_SEGMENT, struct.pack("=H", 1400))])
@@ -156,9 +152,9 @@ def test_what_is_too_large_as_one_is_said_to_be(
 
 @BOTH
 def test_what_is_counted_is_what_went(stage: Stage, guest_of: GuestOf, version: int) -> None:
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     guest = guest_of("public")
-    with far(stage.world, target, PORT) as peer, guest.socket(version) as udp:
+    with far(stage.world, target, PORT) as peer, guest.udp(version) as udp:
         send_as_one(udp, b"u" * 20_500, 1000, (str(target), PORT))
         outside = {peer.recvfrom(3000)[1] for _ in range(21)}
         assert len(outside) == 1
@@ -176,8 +172,8 @@ def test_a_guest_s_low_port_is_any_port_outside(
     stage: Stage, guest_of: GuestOf, version: int, port: int
 ) -> None:
     """A gateway without rights has no low one, and a guest chooses none of the machine's."""
-    target = at(ALLOWED, version)
-    with far(stage.world, target, PORT) as peer, guest_of("public").socket(version, port) as udp:
+    target = of(ALLOWED, version)
+    with far(stage.world, target, PORT) as peer, guest_of("public").udp(version, port) as udp:
         udp.sendto(b"from a low port", (str(target), PORT))
         data, outside = peer.recvfrom(100)
         assert data == b"from a low port"
@@ -210,8 +206,8 @@ def test_the_machine_loses_its_network_and_has_it_again(
     stage: Stage, guest_of: GuestOf, version: int
 ) -> None:
     guest = guest_of("public")
-    target = at(ALLOWED, version)
-    with guest.socket(version) as udp:
+    target = of(ALLOWED, version)
+    with guest.udp(version) as udp:
         udp.setsockopt(*((0, 11) if version == 4 else (41, 25)), 1)  # IP_RECVERR
         udp.connect((str(target), ECHO))
         udp.send(b"before")
@@ -237,8 +233,8 @@ def test_an_uplink_that_is_made_anew(stage: Stage, guest_of: GuestOf, version: i
     """The device of that name is another: the guest hears that there was no way, and goes on."""
     guest = guest_of("public")
     site, internet = stage.world.site, stage.world.internet
-    with guest.socket(version) as udp:
-        udp.connect((str(at(ALLOWED, version)), ECHO))
+    with guest.udp(version) as udp:
+        udp.connect((str(of(ALLOWED, version)), ECHO))
         udp.send(b"before")
         assert udp.recv(100) == b"before"
         site.ip(f"link delete {UPLINK}")
@@ -258,10 +254,10 @@ def test_a_peer_without_a_way_changes_nothing_for_others(
     stage: Stage, guest_of: GuestOf, version: int
 ) -> None:
     """The endpoint stays the port outside that it was."""
-    target, away = at(ALLOWED, version), at(FORBIDDEN, version)
+    target, away = of(ALLOWED, version), of(FORBIDDEN, version)
     stage.world.site.ip(f"route add prohibit {away}")
     try:
-        with far(stage.world, target, PORT) as peer, guest_of("public").socket(version) as udp:
+        with far(stage.world, target, PORT) as peer, guest_of("public").udp(version) as udp:
             udp.sendto(b"one", (str(target), PORT))
             outside = peer.recvfrom(100)[1]
             udp.sendto(b"nowhere", (str(away), PORT))
@@ -275,10 +271,10 @@ def test_a_peer_without_a_way_changes_nothing_for_others(
 def test_a_flow_goes_on_by_another_uplink(stage: Stage, guest_of: GuestOf, version: int) -> None:
     """The way out is another interface now, as from one wireless network to the next."""
     site, internet = stage.world.site, stage.world.internet
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     near, router = ("45.66.88.2", "45.66.88.1") if version == 4 else ("2a0a:88::2", "2a0a:88::1")
     size, nodad = (24, "") if version == 4 else (64, "nodad")
-    with far(stage.world, target, PORT) as peer, guest_of("public").socket(version) as udp:
+    with far(stage.world, target, PORT) as peer, guest_of("public").udp(version) as udp:
         udp.sendto(b"one", (str(target), PORT))
         assert peer.recvfrom(100)[0] == b"one"
         veth(internet, "site1", site, "up1")
@@ -303,13 +299,13 @@ def test_a_flow_goes_on_by_another_uplink(stage: Stage, guest_of: GuestOf, versi
 def test_a_flow_goes_on_from_another_address(stage: Stage, guest_of: GuestOf, version: int) -> None:
     """Nothing is bound to the address that the machine had when the flow began."""
     site = stage.world.site
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     old = SITE_IPV4 if version == 4 else SITE_IPV6
     new = f"{old.ip + 7}/{old.network.prefixlen}"
     via = ROUTER_IPV4.ip if version == 4 else ROUTER_IPV6.ip
     route = f"route replace default via {via} dev {UPLINK}"
     nodad = "" if version == 4 else "nodad"
-    with far(stage.world, target, PORT) as peer, guest_of("public").socket(version) as udp:
+    with far(stage.world, target, PORT) as peer, guest_of("public").udp(version) as udp:
         udp.sendto(b"one", (str(target), PORT))
         first = peer.recvfrom(100)[1]
         site.ip(f"address del {old} dev {UPLINK}", f"address add {new} dev {UPLINK} {nodad}", route)
@@ -331,7 +327,7 @@ def test_a_flow_goes_on_from_another_address(stage: Stage, guest_of: GuestOf, ve
 def flows_of(guest: Guest, version: int, count: int, to: Address) -> None:
     """One datagram of each of so many endpoints."""
     for port in range(10_000, 10_000 + count):
-        with guest.socket(version, port) as udp:
+        with guest.udp(version, port) as udp:
             udp.sendto(b"x", (str(to), ECHO))
 
 
@@ -341,16 +337,16 @@ def test_ten_thousand_endpoints_of_one_guest(stage: Stage, guest_of: GuestOf, ve
     greedy, other = guest_of("public"), guest_of("public")
     gateway = stage.host._relays.gateway
     assert gateway is not None
-    target = at(ALLOWED, version)
-    with other.socket(version) as udp:
+    target = of(ALLOWED, version)
+    with other.udp(version) as udp:
         assert exchange(udp, b"before", target) == b"before"
         before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in gateway.pids]
-        flows_of(greedy, version, 10_000, at(FORBIDDEN, version))
+        flows_of(greedy, version, 10_000, of(FORBIDDEN, version))
         assert exchange(udp, b"during", target) == b"during"
         held = [len(os.listdir(f"/proc/{pid}/fd")) for pid in gateway.pids]
         cap = Limits.within(files_of(gateway.pids[0])).guest
         assert max(now - then for now, then in zip(held, before, strict=True)) <= cap + 16
-        with other.socket(version) as new:
+        with other.udp(version) as new:
             assert exchange(new, b"a new one", target) == b"a new one"
     assert greedy.decided(rule="limit: exchanges").reason.startswith(f"at most {cap}")
 

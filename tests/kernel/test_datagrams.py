@@ -38,20 +38,12 @@ from lab.addresses import (
     SITE_IPV6,
     UPLINK,
 )
+from lab.caller import AF
 from lab.servers import ECHO
+from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
-from relaying import (
-    PATIENCE_S,
-    GuestOf,
-    Stage,
-    at,
-    eventually,
-    exchange,
-    family,
-    far,
-    is_silent,
-    open_relaying,
-)
+from relaying import exchange, far, is_silent, open_relaying
+from stage import GuestOf, Stage, of
 
 pytestmark = pytest.mark.root
 
@@ -67,12 +59,6 @@ BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with open_relaying(tmp_path_factory.mktemp("relayed")) as made:
         yield made
-
-
-@pytest.fixture
-def guest_of(stage: Stage) -> Iterator[GuestOf]:
-    with contextlib.ExitStack() as stack:
-        yield lambda policy: stack.enter_context(stage.guest(policy))
 
 
 # -- what is allowed works ---------------------------------------------------------------------
@@ -107,15 +93,15 @@ def test_nothing_leaves_by_itself(stage: Stage, guest_of: GuestOf) -> None:
 def test_a_datagram_of_any_size(guest_of: GuestOf, version: int, size: int) -> None:
     guest = guest_of("public")
     data = bytes(index % 251 for index in range(size))
-    with guest.socket(version) as udp:
-        assert exchange(udp, data, at(ALLOWED, version)) == data
+    with guest.udp(version) as udp:
+        assert exchange(udp, data, of(ALLOWED, version)) == data
 
 
 @BOTH
 def test_an_empty_datagram(stage: Stage, guest_of: GuestOf, version: int) -> None:
     guest = guest_of("public")
-    target = at(ALLOWED, version)
-    with far(stage.world, target, 5000) as peer, guest.socket(version) as udp:
+    target = of(ALLOWED, version)
+    with far(stage.world, target, 5000) as peer, guest.udp(version) as udp:
         udp.sendto(b"", (str(target), 5000))
         data, outside = peer.recvfrom(100)
         assert data == b""
@@ -129,10 +115,10 @@ def test_an_endpoint_is_one_port_outside_whoever_it_talks_to(
 ) -> None:
     guest = guest_of("public")
     began = time.monotonic()
-    with guest.socket(version) as udp, guest.socket(version) as other:
+    with guest.udp(version) as udp, guest.udp(version) as other:
         for server in (ALLOWED, FORBIDDEN, RESOLVER):
-            exchange(udp, b"one", at(server, version))
-        exchange(other, b"two", at(ALLOWED, version))
+            exchange(udp, b"one", of(server, version))
+        exchange(other, b"two", of(ALLOWED, version))
     found = [a for a in stage.world.arrivals(kind="udp", port=ECHO) if a.at_s >= began]
     ports = [arrival.client_port for arrival in found]
     assert len(found) == 4
@@ -145,12 +131,12 @@ def test_only_a_peer_that_was_sent_to_is_heard(
     stage: Stage, guest_of: GuestOf, version: int
 ) -> None:
     guest = guest_of("public")
-    address, stranger = at(ALLOWED, version), at(FORBIDDEN, version)
+    address, stranger = of(ALLOWED, version), of(FORBIDDEN, version)
     with (
         far(stage.world, address, 5001) as peer,
         far(stage.world, address, 5002) as same_host,
         far(stage.world, stranger, 5001) as other_host,
-        guest.socket(version) as udp,
+        guest.udp(version) as udp,
     ):
         udp.sendto(b"hello", (str(address), 5001))
         data, outside = peer.recvfrom(100)
@@ -170,9 +156,9 @@ def test_only_a_peer_that_was_sent_to_is_heard(
 def test_guests_with_the_same_ports(stage: Stage, guest_of: GuestOf, version: int) -> None:
     guests = [guest_of("public") for _ in range(3)]
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(guest.socket(version, port=4444)) for guest in guests]
+        sockets = [stack.enter_context(guest.udp(version, port=4444)) for guest in guests]
         for number, udp in enumerate(sockets):
-            udp.sendto(b"guest %d" % number, (str(at(ALLOWED, version)), ECHO))
+            udp.sendto(b"guest %d" % number, (str(of(ALLOWED, version)), ECHO))
         for number, udp in enumerate(sockets):
             assert udp.recv(100) == b"guest %d" % number
             assert is_silent(udp)
@@ -181,7 +167,7 @@ def test_guests_with_the_same_ports(stage: Stage, guest_of: GuestOf, version: in
 @BOTH
 def test_a_ping_answers_with_what_was_sent(guest_of: GuestOf, version: int) -> None:
     guest = guest_of("public")
-    target = str(at(ALLOWED, version))
+    target = str(of(ALLOWED, version))
     shown = guest.namespace.run(["ping", "-c3", "-i0.2", "-W5", "-s1000", "-p5a", target]).stdout
     assert "3 received" in shown
     assert "duplicates" not in shown
@@ -218,8 +204,8 @@ def test_other_resolvers_are_peers_like_any(guest_of: GuestOf) -> None:
 @BOTH
 def test_datagrams_follow_the_pins(guest_of: GuestOf, version: int) -> None:
     guest = guest_of(f"allow@{ALLOWED.name}")
-    target = at(ALLOWED, version)
-    with guest.socket(version) as udp:
+    target = of(ALLOWED, version)
+    with guest.udp(version) as udp:
         udp.sendto(b"too early", (str(target), ECHO))
         assert is_silent(udp)
         kind = "A" if version == 4 else "AAAA"
@@ -227,7 +213,7 @@ def test_datagrams_follow_the_pins(guest_of: GuestOf, version: int) -> None:
         assert guest.namespace.run(argv).stdout.strip() == str(target)
         assert exchange(udp, b"now", target) == b"now"
         assert_open(guest.namespace, [Door("icmp", target)])
-        udp.sendto(b"another", (str(at(FORBIDDEN, version)), ECHO))
+        udp.sendto(b"another", (str(of(FORBIDDEN, version)), ECHO))
         assert is_silent(udp)
 
 
@@ -237,8 +223,8 @@ def test_datagrams_follow_the_pins(guest_of: GuestOf, version: int) -> None:
 @BOTH
 def test_a_closed_port_says_so(guest_of: GuestOf, version: int) -> None:
     guest = guest_of("public")
-    with guest.socket(version) as udp:
-        udp.connect((str(at(ALLOWED, version)), NOBODY))
+    with guest.udp(version) as udp:
+        udp.connect((str(of(ALLOWED, version)), NOBODY))
         udp.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             udp.recv(100)
@@ -248,11 +234,11 @@ def test_a_closed_port_says_so(guest_of: GuestOf, version: int) -> None:
 def test_a_path_that_is_too_small_says_so(stage: Stage, guest_of: GuestOf, version: int) -> None:
     """What the guest sends whole is never cut up here: its own discovery learns the size."""
     guest = guest_of("public")
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     level, discover, mtu = (0, 10, 14) if version == 4 else (41, 23, 24)
     try:
         stage.world.site.ip(f"route add {target} via {at_router(version)} dev {UPLINK} mtu 1300")
-        with guest.socket(version) as udp:
+        with guest.udp(version) as udp:
             udp.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
             udp.connect((str(target), ECHO))
             udp.send(b"x" * 1400)
@@ -278,8 +264,8 @@ def at_router(version: int) -> Address:
 @BOTH
 def test_another_policy_cuts_at_once(stage: Stage, guest_of: GuestOf, version: int) -> None:
     guest = guest_of("public")
-    target = at(ALLOWED, version)
-    with far(stage.world, target, 5003) as peer, guest.socket(version) as udp:
+    target = of(ALLOWED, version)
+    with far(stage.world, target, 5003) as peer, guest.udp(version) as udp:
         udp.sendto(b"in", (str(target), 5003))
         outside = peer.recvfrom(100)[1]
         stage.host.set_policy(guest.id, "private")
@@ -295,8 +281,8 @@ def test_another_policy_cuts_at_once(stage: Stage, guest_of: GuestOf, version: i
 @BOTH
 def test_what_both_policies_allow_goes_on(stage: Stage, guest_of: GuestOf, version: int) -> None:
     guest = guest_of("public")
-    target = at(ALLOWED, version)
-    with far(stage.world, target, 5004) as peer, guest.socket(version) as udp:
+    target = of(ALLOWED, version)
+    with far(stage.world, target, 5004) as peer, guest.udp(version) as udp:
         udp.sendto(b"before", (str(target), 5004))
         outside = peer.recvfrom(100)[1]
         stage.host.set_policy(guest.id, "public,private")
@@ -308,9 +294,9 @@ def test_what_both_policies_allow_goes_on(stage: Stage, guest_of: GuestOf, versi
 
 @BOTH
 def test_a_guest_that_is_gone_hears_nothing(stage: Stage, version: int) -> None:
-    target = at(ALLOWED, version)
+    target = of(ALLOWED, version)
     with far(stage.world, target, 5005) as peer:
-        with stage.guest("public") as guest, guest.socket(version) as udp:
+        with stage.guest("public") as guest, guest.udp(version) as udp:
             udp.sendto(b"x" * 77, (str(target), 5005))
             outside = peer.recvfrom(100)[1]
         flow = guest.decided(protocol="udp", port=5005)
@@ -323,10 +309,14 @@ def test_a_guest_that_is_gone_hears_nothing(stage: Stage, version: int) -> None:
 
 def test_a_gateway_that_dies_loses_nothing_for_long(world: World, tmp_path: Path) -> None:
     opened = Host.open(tmp_path / "state", site=world.site.path, relays_all=True)
-    with opened as host, Stage(world, host).guest("public") as guest, guest.socket(4) as udp:
+    with (
+        opened as host,
+        Stage(world, host).guest("public", "default") as guest,
+        guest.udp(4) as udp,
+    ):
         gateway = host._relays.gateway
         assert gateway is not None
-        assert exchange(udp, b"before", at(ALLOWED, 4)) == b"before"
+        assert exchange(udp, b"before", of(ALLOWED, 4)) == b"before"
         first = gateway.pids
         for pid in first:
             os.kill(pid, signal.SIGKILL)
@@ -335,7 +325,7 @@ def test_a_gateway_that_dies_loses_nothing_for_long(world: World, tmp_path: Path
 
         def again() -> bool:
             with contextlib.suppress(TimeoutError):
-                return bool(exchange(udp, b"after", at(ALLOWED, 4)) == b"after")
+                return bool(exchange(udp, b"after", of(ALLOWED, 4)) == b"after")
             return False
 
         assert eventually(again)
@@ -353,7 +343,7 @@ def test_what_the_gateway_holds_sends_answers_only(
     gateway = stage.host._relays.gateway
     assert gateway is not None
     doorway = gateway._handed.doorways[0]
-    target, stranger = at(ALLOWED, version), at(FORBIDDEN, version)
+    target, stranger = of(ALLOWED, version), of(FORBIDDEN, version)
 
     def packet_of(to: Address) -> bytes:
         head = IP(src=str(stranger), dst=str(to)) if version == 4 else IPv6(src=stranger, dst=to)
@@ -366,11 +356,11 @@ def test_what_the_gateway_holds_sends_answers_only(
         sender.put(inward.datagrams([b"forged"]), way.to)
         sender.flush()
 
-    raw = [e for e in (*doorway.answer, *doorway.echo) if e.family == family(version)]
-    (door,) = (each for each in doorway.relay_udp if each.family == family(version))
-    (from_udp,) = (each for each in doorway.answer_udp if each.family == family(version))
-    with far(stage.world, target, 5006) as peer, guest.socket(version, 5006) as udp:
-        for to, hears in ((target, peer), (guest.address(version), udp)):
+    raw = [e for e in (*doorway.answer, *doorway.echo) if e.family == AF[version]]
+    (door,) = (each for each in doorway.relay_udp if each.family == AF[version])
+    (from_udp,) = (each for each in doorway.answer_udp if each.family == AF[version])
+    with far(stage.world, target, 5006) as peer, guest.udp(version, 5006) as udp:
+        for to, hears in ((target, peer), (guest.own(version), udp)):
             for each in raw:
                 if version == 4:  # which needs no rights
                     each.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
@@ -382,15 +372,15 @@ def test_what_the_gateway_holds_sends_answers_only(
             assert is_silent(hears)
         # The same socket is heard where the guest has begun.
         udp.sendto(b"hello", (str(stranger), 5006))
-        guest_sees = packet_of(guest.address(version))
+        guest_sees = packet_of(guest.own(version))
 
         def is_heard(send: Callable[[], object]) -> bool:
             send()
             return not is_silent(udp) and udp.recv(100) == b"forged"
 
-        out, to_guest = doorway.answer[version == 6], (str(guest.address(version)), 0)
+        out, to_guest = doorway.answer[version == 6], (str(guest.own(version)), 0)
         assert eventually(lambda: is_heard(lambda: out.sendto(guest_sees, to_guest)))
-        assert eventually(lambda: is_heard(lambda: answer_to(guest.address(version))))
+        assert eventually(lambda: is_heard(lambda: answer_to(guest.own(version))))
 
 
 @BOTH
@@ -400,11 +390,11 @@ def test_what_answers_datagrams_hears_none(stage: Stage, guest_of: GuestOf, vers
     gateway = stage.host._relays.gateway
     assert gateway is not None
     made = gateway._handed.doorways[0].answer_udp
-    (out,) = (each for each in made if each.family == family(version))
+    (out,) = (each for each in made if each.family == AF[version])
     with pytest.raises(PermissionError):
         out.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-    with guest.socket(version) as udp:
-        exchange(udp, b"heard by the peer alone", at(ALLOWED, version))
+    with guest.udp(version) as udp:
+        exchange(udp, b"heard by the peer alone", of(ALLOWED, version))
     with pytest.raises(BlockingIOError):
         out.recv(100)
 
@@ -417,14 +407,14 @@ def test_guests_reach_each_other_as_their_policies_say(guest_of: GuestOf) -> Non
     open_one = guest_of("allow:ingress@guests:udp:7000")
     sealed = guest_of("none")
     for version in (4, 6):
-        with open_one.socket(version, 7000) as there, asking.socket(version) as udp:
-            udp.sendto(b"hello", (str(open_one.address(version)), 7000))
+        with open_one.udp(version, 7000) as there, asking.udp(version) as udp:
+            udp.sendto(b"hello", (str(open_one.own(version)), 7000))
             data, source = there.recvfrom(100)
-            assert (data, source[0]) == (b"hello", str(asking.address(version)))
+            assert (data, source[0]) == (b"hello", str(asking.own(version)))
             there.sendto(b"back", source)
             assert udp.recv(100) == b"back"
-        with sealed.socket(version, 7000) as there, asking.socket(version) as udp:
-            udp.sendto(b"hello", (str(sealed.address(version)), 7000))
+        with sealed.udp(version, 7000) as there, asking.udp(version) as udp:
+            udp.sendto(b"hello", (str(sealed.own(version)), 7000))
             assert is_silent(there)
 
 
@@ -432,10 +422,10 @@ def test_what_the_host_opens_to_a_guest_is_answered(stage: Stage, guest_of: Gues
     guest = guest_of("allow:ingress@host:udp:7001")
     for version in (4, 6):
         with stage.world.site.enter():
-            udp = socket.socket(family(version), socket.SOCK_DGRAM)
-        with udp, guest.socket(version, 7001) as there:
+            udp = socket.socket(AF[version], socket.SOCK_DGRAM)
+        with udp, guest.udp(version, 7001) as there:
             udp.settimeout(PATIENCE_S)
-            udp.sendto(b"hello", (str(guest.address(version)), 7001))
+            udp.sendto(b"hello", (str(guest.own(version)), 7001))
             data, source = there.recvfrom(100)
             there.sendto(data, source)
             assert udp.recv(100) == b"hello"
