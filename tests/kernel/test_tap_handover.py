@@ -33,8 +33,7 @@ def test_the_tap_is_handed_over(scene: Scene, kind: str, queues: int) -> None:
         assert len(handed.fds) == queues
         assert not any(os.get_inheritable(fd) for fd in handed.fds)
         header = bytes(12) if facts.vnet_hdr else b""
-        os.write(handed.fds[0], header + arp(attachment))
-        assert answers_arp(handed.fds, len(header))
+        assert answers_arp(handed.fds, attachment, header)
         with pytest.raises(BusyError):
             receive_tap(path)
     with receive_tap(path) as handed:

@@ -328,8 +328,7 @@ def test_in_a_rootless_site(tmp_path: Path, kind: str) -> None:
         header = bytes(12) if kind.endswith("+vnet") else b""
         if kind == "tap-fd":
             with receive_tap(tmp_path / "vm.sock") as handed:
-                os.write(handed.fds[0], arp(attachment))
-                assert answers_arp(handed.fds, 0)
+                assert answers_arp(handed.fds, attachment)
         else:
             with Line(Transport.parse(text)) as line:
                 line.send(header + arp(attachment))

@@ -106,10 +106,16 @@ def to_the_guest(scene: Scene, attachment: Attachment, count: int) -> None:
             sender.sendto(bytes(1400), (str(attachment.ipv4.ip), 9))
 
 
-def answers_arp(fds: tuple[int, ...], skip: int) -> bool:
-    while ready := select.select(fds, [], [], 5)[0]:
-        for fd in ready:
-            packet = Ether(os.read(fd, 70_000)[skip:])
-            if ARP in packet and packet[ARP].op == 2:
-                return True
+def answers_arp(fds: tuple[int, ...], attachment: Attachment, header: bytes = b"") -> bool:
+    """Whether the kernel answers behind an open TAP; asked again, as any host would.
+
+    A TAP that was opened a moment ago drops what is sent to it until its queue is set up.
+    """
+    for _ in range(10):
+        os.write(fds[0], header + arp(attachment))
+        while ready := select.select(fds, [], [], 0.5)[0]:
+            for fd in ready:
+                packet = Ether(os.read(fd, 70_000)[len(header) :])
+                if ARP in packet and packet[ARP].op == 2:
+                    return True
     return False
