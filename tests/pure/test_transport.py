@@ -117,6 +117,9 @@ def test_qemu() -> None:
     )
     assert netdev("tap-fd+vnet:/a") == "tap,id=net-eth0,fd={fd}"
     assert netdev("tap-fd:/a", queues=2, vhost=True) == "tap,id=net-eth0,fds={fds},vhost=on"
+    # Unquoted, as it goes behind `with-tap` by `$(guestnet show …)`.
+    assert render(given("tap-fd:/a"), "qemu").text.startswith("-netdev tap,id=net-eth0,fd={fd} ")
+    assert "'" in render(given("stream:/a b"), "qemu").text
 
 
 @pytest.mark.parametrize(

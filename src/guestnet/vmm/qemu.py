@@ -49,7 +49,15 @@ def command_line(
     attachment: Attachment, *, mmio: bool = False, vhost: bool = False, reconnect: bool = False
 ) -> str:
     """The arguments as one line: to paste into a shell, or for an unquoted `$(…)`."""
-    return shlex.join(arguments(attachment, mmio=mmio, vhost=vhost, reconnect=reconnect))
+    return " ".join(
+        map(_quoted, arguments(attachment, mmio=mmio, vhost=vhost, reconnect=reconnect))
+    )
+
+
+def _quoted(argument: str) -> str:
+    """For a shell, to which {fd} and {fds} are plain text; quotes would stay in a `$(…)`."""
+    rest = argument.replace("{fd}", "").replace("{fds}", "")
+    return argument if shlex.quote(rest) == rest else shlex.quote(argument)
 
 
 def _back_end(
