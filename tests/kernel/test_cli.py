@@ -237,7 +237,7 @@ def test_from_up_to_down(idle: Instance) -> None:
     assert idle.json("ls") == idle.json("ls", "--network", "ci") == [attachment]
     assert idle.json("show", "vm-1") == {**attachment, "usage": idle.json("show", "vm-1")["usage"]}
     assert idle.json("network", "show", "ci")["attached"] == 1
-    assert "1 guests are attached" in idle.fails(3, "network", "rm", "ci")
+    assert "has guests ('vm-1'); detach" in idle.fails(3, "network", "rm", "ci")
     assert idle.json("gc") == {"steps": []}
     assert idle.ok("detach", "vm-1", "vm-2") == "vm-1 is detached\nvm-2 was not attached\n"
     idle.ok("network", "rm", "ci")
@@ -382,6 +382,12 @@ def test_a_second_up_is_told_who_holds_it(guestnet: Instance, tmp_path: Path) ->
     said = guestnet.fails(3, *site, GUESTNET_STATE_DIR=elsewhere)
     assert f"(pid {pid}) has '{guestnet.state_dir}'" in said
     assert guestnet.json("version")["daemon"]["pid"] == pid
+
+
+@pytest.mark.root
+def test_down_says_what_becomes_of_a_rootless_daemons_guests(idle: Instance) -> None:
+    idle.ok("up", "--rootless")
+    assert "guests went with it" in idle.ok("down")
 
 
 @pytest.mark.root

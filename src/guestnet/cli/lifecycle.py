@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ..client import NO_DAEMON, Api, error_from
-from ..errors import ConfigError, ConflictError, HostError, UnreachableError
+from ..errors import ConfigError, ConflictError, GuestnetError, HostError, UnreachableError
 from ..kernel.caller import Caller
 from ..kernel.process import start_process
 from ..settings import Settings
@@ -26,6 +26,8 @@ from .context import ExitFd, Json, ReadyFd, of
 START_TIMEOUT_S = 120
 #: Seconds for an end: requests under way finish, and detached guests are cleared away.
 STOP_TIMEOUT_S = 60
+#: How long what a daemon is may take to say before it is stopped: it may hang.
+ASK_TIMEOUT_S = 1.0
 LOG_FILE = "guestnet.log"
 #: A log larger than this is begun anew by the next `up`: the run directory is memory.
 LOG_MAX_BYTES = 1 << 20
@@ -89,8 +91,8 @@ def up(
 def down(ctx: typer.Context, json: Json = False) -> None:
     """Stop the daemon; guests keep their network, but for a rootless one's."""
     settings = of(ctx).settings()
+    guests = "went with it" if _keeps_guests_itself(settings) else "keep their network"
     pid = _stop(settings)
-    guests = "went with it" if settings.rootless else "keep their network"
     if json:
         output.as_json({"stopped": pid is not None, "pid": pid})
     elif pid is None:
@@ -119,7 +121,8 @@ def _running(settings: Settings) -> dict[str, Any] | None:
             raise ConflictError(
                 key,
                 wanted,
-                f"the daemon on {settings.socket} (pid {about['pid']}) has {about[key]!r}; "
+                f"the daemon on {settings.socket} (pid {about['pid']}) has "
+                f"{'none' if about[key] is None else repr(about[key])}; "
                 "stop it (guestnet down), or give this one a run directory of its own",
             )
     return about
@@ -203,6 +206,17 @@ def _report(fd: int) -> bytes:
 def _tail(log: Path) -> str:
     text = log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace").strip()
     return f"the end of {log}:\n{text}"
+
+
+def _keeps_guests_itself(settings: Settings) -> bool:
+    """Whether the daemon is rootless, which root's may be as well: who started it said so."""
+    api = Api(settings.socket, answer_s=ASK_TIMEOUT_S)
+    try:
+        return bool(api.get("/v1/version")["rootless"])
+    except GuestnetError:
+        return settings.rootless
+    finally:
+        api.close()
 
 
 def _stop(settings: Settings) -> int | None:

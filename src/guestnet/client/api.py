@@ -69,10 +69,14 @@ def error_from(document: Mapping[str, Any]) -> GuestnetError:
 
 
 class Api:
-    """JSON requests to one daemon. Thread-safe: each takes an idle connection or opens one."""
+    """JSON requests to one daemon. Thread-safe: each takes an idle connection or opens one.
 
-    def __init__(self, path: Path) -> None:
+    `answer_s` is how long an answer may take.
+    """
+
+    def __init__(self, path: Path, *, answer_s: float = ANSWER_TIMEOUT_S) -> None:
         self.path = path
+        self._answer_s = answer_s
         self._idle: list[_Connection] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -155,6 +159,7 @@ class Api:
     ) -> tuple[int, bytes]:
         connection = connection or _Connection.open(self.path)
         try:
+            connection.sock.settimeout(self._answer_s)
             headers = {"Content-Type": "application/json"} if body is not None else {}
             connection.request(method, target, body, headers)
             response = connection.getresponse()
@@ -193,7 +198,7 @@ class Api:
     def _unanswered(self, method: str, path: str, lost: _LostConnectionError) -> UnreachableError:
         number = lost.error.errno or 0 if isinstance(lost.error, OSError) else 0
         slow = isinstance(lost.error, TimeoutError)
-        why = f"no answer within {ANSWER_TIMEOUT_S:g} s" if slow else "it ended without an answer"
+        why = f"no answer within {self._answer_s:g} s" if slow else "it ended without an answer"
         again = "" if method == "GET" else "; whether it was done is not known, so look, or repeat"
         return UnreachableError(
             f"{method} {path}", f"on {self.path}", errno.ETIMEDOUT if slow else number, why + again

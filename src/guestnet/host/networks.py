@@ -77,9 +77,8 @@ class Networks:
         guests = self._ledger.guests_of(name)
         if guests:
             some = ", ".join(repr(guest) for guest in guests[:3])
-            raise ConflictError(
-                "network", name, f"{len(guests)} guests are attached ({some}); detach them"
-            )
+            more = f" and {len(guests) - 3} more" if len(guests) > 3 else ""
+            raise ConflictError("network", name, f"has guests ({some}{more}); detach them first")
         self._take_down(name)
         self._flows.reconsider()
 
