@@ -84,6 +84,10 @@ def test_a_policy_may_be_a_file(stage: Stage) -> None:
     file.write_text(f"# what the tool needs\nallow@{NAME}:80\n")
     assert stage.run("--policy", str(file), "--", *CURL, f"http://{NAME}/").returncode == 0
     assert stage.run("--policy", "allow@nonsense", "--", "true").returncode == 2
+    for missing in ("/no/such", "./other", "other.txt"):
+        done = stage.run("--policy", missing, "--", "true")
+        assert done.returncode == 2
+        assert done.stderr == f"guestnet: policy='{missing}': No such file or directory\n"
 
 
 def test_a_report_suggests_the_policy(stage: Stage) -> None:
@@ -321,6 +325,24 @@ def test_root_s_guests_are_forwarded(stage: Stage) -> None:
     assert json.loads(out)["client"] == str(SITE_IPV4.ip)
     assert left(stage) == ""
     assert stage.world.site.sysctl("ipv4.ip_forward") == "0"
+
+
+def test_who_has_root_s_namespace_is_said_once_with_the_way_round(stage: Stage) -> None:
+    first = as_root(stage, "--", "sh", "-c", "echo up; exec sleep 1000", stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    assert first.stdout.readline() == b"up\n"
+    stands = left(stage)
+    second = as_root(stage, "--", "true", stderr=subprocess.PIPE)
+    _out, said = second.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 6
+    assert said.count(b"is held by pid") == 1
+    assert b"run --rootless" in said
+    assert left(stage) == stands
+    beside = as_root(stage, "--rootless", "--", "true")
+    assert beside.wait(PATIENCE_S) == 0
+    first.terminate()
+    first.wait(PATIENCE_S)
+    assert left(stage) == ""
 
 
 @pytest.mark.parametrize("whom", ["parent", "child"])

@@ -10,17 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, HostError
+from ..errors import BusyError, ConfigError, ConflictError, GuestnetError, HostError
 from ..kernel.caller import Caller
 from ..kernel.process import start_thread
 from . import janitor, output, waiting
 from .context import ExitFd, Json, ReadyFd
 from .launcher import Launcher
+from .values import policy_given
 from .words import Words
 
 if TYPE_CHECKING:
@@ -90,11 +90,7 @@ def _policy(allow: Sequence[str], policy: str | None, report: bool) -> str:
     """The policy's text; nothing given is nothing allowed."""
     parts = [f"allow@{name}" for name in allow]
     if policy is not None:
-        path = Path(policy)
-        with contextlib.suppress(OSError):  # no path: a text as long as it likes
-            if path.is_file():
-                policy = path.read_text(encoding="utf-8", errors="replace")
-        parts.append(policy)
+        parts.append(policy_given(policy))
     if report:
         parts.append("mode=report")
     return "\n".join(parts) or "none"
@@ -114,15 +110,25 @@ def _opened(rootless: bool, parent: janitor.Run | None) -> Iterator[Host]:
         finally:
             agent.close()
     else:
-        from ..host import Host
-
-        with Host.open(parent.directory) as host:
+        with _opened_by_root(parent) as host:
             try:
                 yield host
             finally:
                 janitor.leave(host)
     if parent is not None:
         parent.done()
+
+
+def _opened_by_root(parent: janitor.Run) -> Host:
+    from ..host import Host
+
+    try:
+        return Host.open(parent.directory)
+    except GuestnetError as error:
+        parent.done()  # nothing stands: the parent would fail as we did, and say it once more
+        if isinstance(error, (BusyError, ConflictError)):
+            output.note("another guestnet has this namespace; `run --rootless` is beside it")
+        raise
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import grp
 import pwd
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -37,13 +38,25 @@ def policy_text(text: str | None, file: str | None) -> str | None:
         return text
     if text is not None:
         raise ConfigError("policy_file", file, "give the policy as text or as a file, not both")
+    return _read("policy_file", file)
+
+
+def policy_given(given: str) -> str:
+    """A policy given as text or as a file, whichever it is; what no policy looks like is a file."""
+    is_file = any(c in given for c in "./") and not any(c in given for c in "@=,\n")
+    with suppress(OSError):  # no path: a text as long as it likes
+        is_file = is_file or Path(given).is_file()
+    return _read("policy", given) if is_file else given
+
+
+def _read(key: str, file: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
     except OSError as error:
-        raise ConfigError("policy_file", file, error.strerror or str(error)) from None
+        raise ConfigError(key, file, error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
-        raise ConfigError("policy_file", file, f"is not UTF-8 at byte {error.start}") from None
+        raise ConfigError(key, file, f"is not UTF-8 at byte {error.start}") from None
 
 
 def user_id(name: str | None) -> int | None:
