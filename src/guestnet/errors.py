@@ -43,7 +43,8 @@ class ConfigError(GuestnetError):
         self.key = key
         self.value = value
         self.expected = expected
-        super().__init__(f"{key}={value!r}: {expected}")
+        shown = key if value is None else f"{key}={value!r}"
+        super().__init__(f"{shown}: {expected}")
 
 
 class PolicyError(ConfigError):

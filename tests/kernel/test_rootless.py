@@ -218,6 +218,14 @@ def test_a_second_one_is_told_who_has_it(mine: Mine) -> None:
     assert f"is held by pid {pid}" in other.stderr
 
 
+def test_the_socket_goes_to_a_group_of_the_user_s_only(mine: Mine) -> None:
+    refused = mine.user.guestnet("up", "--socket-group", "nogroup")
+    assert refused.returncode == 2
+    assert "socket_group='nogroup': is no group of this user's" in refused.stderr
+    own = mine.user.guestnet("up", "--socket-group", str(mine.user.uid))
+    assert own.returncode == 0, own.stderr
+
+
 def test_live_policy_explain_and_suggest(mine: Mine) -> None:
     mine.up()
     mine.say("attach", "box", "--netns", "new", "--policy", "mode=report")

@@ -66,6 +66,10 @@ def test_a_full_pool_says_how_many_it_holds_and_how_many_the_host_keeps() -> Non
     )
 
 
+def test_what_is_missing_has_no_value() -> None:
+    assert str(ConfigError("port", None, "a tcp flow has one")) == "port: a tcp flow has one"
+
+
 def test_a_busy_thing_says_who_has_it() -> None:
     error = BusyError("/run/x", "pid 7 (guestnet)", "stop it first")
     assert str(error) == "/run/x is held by pid 7 (guestnet); stop it first"

@@ -296,8 +296,8 @@ def test_a_list_reads_as_its_items() -> None:
         ({"rules": ["public"]}, "policy.rules[0]: unknown"),
         ({"rules": ["allow@dns,allow@any"]}, "policy.rules[0]: one item per entry"),
         ({"rules": ["allow@dns", "allow@publc"]}, "policy.rules[1]: unknown target 'publc'"),
-        ({"rules": [{"target": "any"}]}, "policy.rules[0].action=None: is required"),
-        ({"rules": [{"action": "allow"}]}, "policy.rules[0].target=None: is required"),
+        ({"rules": [{"target": "any"}]}, "policy.rules[0].action: is required"),
+        ({"rules": [{"action": "allow"}]}, "policy.rules[0].target: is required"),
         (
             {"rules": [{"action": "allow", "domain": "a.b", "suffix": "b"}]},
             "policy.rules[0].suffix='b': stands in the place of domain",

@@ -38,7 +38,11 @@ def attach(
     mtu: Annotated[int | None, typer.Option(help="Bytes.")] = None,
     tap: Annotated[str | None, typer.Option(help="Name of the TAP.")] = None,
     netns: Annotated[
-        str | None, typer.Option(help="Give it to a network namespace (name or path).")
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH|new",
+            help="A namespace guest: in this network namespace, or in one made for it.",
+        ),
     ] = None,
     guest_interface: Annotated[str | None, typer.Option(help="Its name in the guest.")] = None,
     queues: Annotated[int | None, typer.Option(help="Queues of the TAP.")] = None,
@@ -96,7 +100,8 @@ def detach(
         done.append({"guest": vm, "detached": answer["detached"]})
         if not json:
             word = "is detached" if answer["detached"] else "was not attached"
-            output.say(f"{output.shown(vm)} {word}")
+            which = f" as generation {generation}" if generation is not None else ""
+            output.say(f"{output.shown(vm)} {word}{which}")
     if json:
         output.as_json(done)
 

@@ -152,9 +152,12 @@ def _bind(path: Path, group: int | None) -> socket.socket:
 
 
 def _group_id(name: str | None) -> int | None:
-    if name is None or name.isdecimal():
-        return int(name) if name else None
+    if name is None:
+        return None
     try:
-        return grp.getgrnam(name).gr_gid
+        group = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError:
         raise ConfigError("socket_group", name, "there is no such group") from None
+    if os.geteuid() != 0 and group not in (os.getegid(), *os.getgroups()):
+        raise ConfigError("socket_group", name, "is no group of this user's")
+    return group

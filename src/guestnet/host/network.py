@@ -155,7 +155,7 @@ def _check_other(spec: NetworkSpec, key: str, pool: Network, other: LiveNetwork)
     if mixed:
         return
     raise ConflictError(
-        key, str(pool), f"overlaps the pool of network {other.spec.name!r}; choose another"
+        key, str(pool), f"overlaps the pool of network {other.spec.name!r}; give another, or none"
     )
 
 

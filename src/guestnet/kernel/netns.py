@@ -37,6 +37,9 @@ def open_netns(netns: str) -> int:
     try:
         # Not blocking: a pipe of that name would be waited for.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        how = f"; `ip netns add {path.name}` makes it" if path.parent == NAMED else ""
+        raise ConfigError("netns", netns, f"there is no such namespace{how}") from None
     except OSError as error:
         raise ConfigError("netns", netns, f"{path}: {error.strerror}") from None
     try:

@@ -17,6 +17,8 @@ from ..errors import BusyError, HostError
 #: Abstract socket addresses belong to the network namespace, and vanish with their holder.
 _NAME = "\0guestnet-site"
 _UCRED = struct.Struct("=iII")
+#: Characters of a holder's command line in an error.
+_SHOWN = 120
 
 
 def describe_process(pid: int) -> str:
@@ -25,7 +27,8 @@ def describe_process(pid: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
     except OSError:
         return f"pid {pid}"
-    return f"pid {pid} ({command.decode(errors='replace').strip()[:120]})"
+    text = command.decode(errors="replace").strip()
+    return f"pid {pid} ({text if len(text) <= _SHOWN else f'{text[:_SHOWN]}…'})"
 
 
 class NamespaceLock:
