@@ -6,12 +6,14 @@ import ctypes
 import errno
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HostError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _libc = ctypes.CDLL(None, use_errno=True)
 #: linux/prctl.h
@@ -37,6 +39,8 @@ def start_thread(thread: threading.Thread) -> None:
 
 def start_process(what: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start `what`, as `subprocess.Popen` does; raises `HostError` where the machine gives none."""
+    import subprocess  # which those who start nobody do without
+
     try:
         return subprocess.Popen(argv, **options)
     except OSError as error:
