@@ -527,6 +527,7 @@ def test_exec_in_a_namespace_guest(guestnet: Instance) -> None:
         assert guestnet.run("exec", "box", "--", "sh", "-c", "exit 7").returncode == 7
         assert guestnet.run("exec", "box", "--", "sh", "-c", "kill -9 $$").returncode == -9
         assert "No such file" in guestnet.fails(127, "exec", "box", "none-such")
+        assert "name a command" in guestnet.fails(2, "exec", "box", "")
         assert "Permission" in guestnet.fails(126, "exec", "box", "/etc/passwd")
         assert Path("/etc/resolv.conf").read_text() == outside
         assert guestnet.json("ls")[0]["guest"] == "box"

@@ -250,6 +250,7 @@ def test_its_status_is_ours(stage: Stage) -> None:
     assert stage.run("--", "sh", "-c", "kill -9 $$").returncode == 128 + 9
     assert stage.run("--", "no-such-command").returncode == 127
     assert stage.run("--", "/").returncode == 126
+    assert stage.run("--", "").returncode == 2
     assert stage.run("--", "sh", "-c", "cat; exit 0").returncode == 0
 
 

@@ -12,6 +12,7 @@ import typer
 from ..errors import ConfigError
 from . import output
 from .context import of
+from .values import to_run
 
 #: What a shell says of a command that it cannot run, and of one that it cannot find.
 EXIT_NOT_RUNNABLE, EXIT_NOT_FOUND = 126, 127
@@ -32,10 +33,7 @@ def execute(
     It is this machine's command with this machine's files and rights; only its network is the
     guest's.
     """
-    if command[0] == "--":
-        command = command[1:]
-    if not command:
-        raise ConfigError("command", "--", "name a command to run")
+    command = to_run(command)
     context = of(ctx)
     attachment = context.api.get("/v1/guest", {"id": vm})
     context.api.close()

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
 from . import output
 from .execute import EXIT_NOT_FOUND, EXIT_NOT_RUNNABLE
+from .values import to_run
 
 
 def register(app: typer.Typer) -> None:
@@ -26,10 +26,7 @@ def with_tap(
     In its arguments {fd} is the descriptor, {fds} all of a multi-queue TAP's with colons, {mac},
     {mtu} and {tap} what they say. Asks no daemon: who may open the socket may do this.
     """
-    if command[0] == "--":
-        command = command[1:]
-    if not command:
-        raise ConfigError("command", "--", "name a command to run")
+    command = to_run(command)
     from ..kernel.tap.handover import receive_tap
 
     tap = receive_tap(socket)

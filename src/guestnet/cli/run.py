@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BusyError, ConfigError, ConflictError, GuestnetError, HostError
+from ..errors import BusyError, ConflictError, GuestnetError, HostError
 from ..kernel.caller import Caller
 from ..kernel.process import start_thread
 from . import janitor, output, waiting
 from .context import ExitFd, Json, ReadyFd
 from .launcher import Launcher
-from .values import policy_given
+from .values import policy_given, to_run
 from .words import Words
 
 if TYPE_CHECKING:
@@ -69,10 +69,7 @@ def run(
     and gets a TAP or a socket; otherwise it is a program of this machine, whose network alone is
     the guest's.
     """
-    if command[0] == "--":
-        command = command[1:]
-    if not command:
-        raise ConfigError("command", "--", "name a command to run")
+    command = to_run(command)
     del ctx
     words, caller = Words.read(command), Caller(ready_fd, exit_fd)
     waiting.block()

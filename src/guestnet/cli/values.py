@@ -32,6 +32,14 @@ def records(values: Sequence[str] | None) -> dict[str, list[str]] | None:
     return found
 
 
+def to_run(command: Sequence[str]) -> list[str]:
+    """A command that follows our own options, with or without `--` between."""
+    argv = list(command[1:] if command[:1] == ["--"] else command)
+    if not argv or not argv[0]:
+        raise ConfigError("command", " ".join(command), "name a command to run")
+    return argv
+
+
 def policy_text(text: str | None, file: str | None) -> str | None:
     """A policy given as text or as a file (`-` is stdin)."""
     if file is None:
@@ -43,7 +51,7 @@ def policy_text(text: str | None, file: str | None) -> str | None:
 
 def policy_given(given: str) -> str:
     """A policy given as text or as a file, whichever it is; what no policy looks like is a file."""
-    is_file = any(c in given for c in "./") and not any(c in given for c in "@=,\n")
+    is_file = any(c in given for c in "./") and not any(c in given for c in "@=,# \n")
     with suppress(OSError):  # no path: a text as long as it likes
         is_file = is_file or Path(given).is_file()
     return _read("policy", given) if is_file else given
