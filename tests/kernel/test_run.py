@@ -328,6 +328,16 @@ def test_root_s_guests_are_forwarded(stage: Stage) -> None:
     assert stage.world.site.sysctl("ipv4.ip_forward") == "0"
 
 
+@BOTH
+def test_what_the_kernel_refuses_root_s_guest_is_told(stage: Stage, version: int) -> None:
+    process = as_root(stage, "--json", "--", *CURL, url(FORBIDDEN, version), stderr=subprocess.PIPE)
+    _out, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 7  # refused at once
+    (line,) = json.loads(said.splitlines()[-1])["decisions"]
+    assert (line["verdict"], line["rule"]) == ("deny", "default_egress=deny")
+    assert line["address"] == str(getattr(FORBIDDEN, f"ipv{version}"))
+
+
 def test_who_has_root_s_namespace_is_said_once_with_the_way_round(stage: Stage) -> None:
     first = as_root(stage, "--", "sh", "-c", "echo up; exec sleep 1000", stdout=subprocess.PIPE)
     assert first.stdout is not None

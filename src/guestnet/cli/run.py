@@ -34,6 +34,8 @@ GUEST = "guest"
 GRACE_S = 10.0
 #: A command's last flows end within moments of it; so long is waited for what they were.
 SETTLE_S, SETTLE_MAX_S = 0.1, 2.0
+#: The kernel tells of what it refused itself after up to 50 ms (kernel/flowevents.py).
+HEARSAY_S = 0.06
 
 
 def register(app: typer.Typer) -> None:
@@ -165,6 +167,8 @@ def _run(
     try:
         status = _launched(host, words, attachment, parent, caller, launcher)
         suggestion = _settled(host) if report else None
+        if parent is not None:  # so this may be root's, and the kernel one that refuses
+            time.sleep(HEARSAY_S)
     finally:
         # In this order: the gateway tells of flows that are open still when the guest goes.
         host.detach(GUEST)
