@@ -310,9 +310,10 @@ def test_a_killed_gateway_is_followed_by_another(stage: Stage) -> None:
     assert process.stdout.readline() == b"up\n"
     first = eventually(lambda: find(stage, "guestnet.gateway", below=process.pid))
     os.kill(first, signal.SIGKILL)
-    out, _err = process.communicate(b"go\n", timeout=PATIENCE_S)
+    out, said = process.communicate(b"go\n", timeout=PATIENCE_S)
     assert process.returncode == 0
     assert json.loads(out)["server"] == "allowed"
+    assert all(line.startswith(b"guestnet: ") for line in said.splitlines())
 
 
 # -- root, in the machine's own namespace ------------------------------------------------------

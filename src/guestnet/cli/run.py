@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json as codec
+import logging
 import os
 import signal
 import sys
@@ -73,6 +74,7 @@ def run(
     """
     command = to_run(command)
     del ctx
+    logging.basicConfig(format="guestnet: %(message)s")  # beside the command's own words
     words, caller = Words.read(command), Caller(ready_fd, exit_fd)
     waiting.block()
     text = _policy(allow or [], policy, report)
