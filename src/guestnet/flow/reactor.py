@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
 Handler = Callable[[int], None]
@@ -23,7 +24,7 @@ _ALWAYS = select.EPOLLERR | select.EPOLLHUP
 _EVENTS = 64
 #: Calls of `call_soon` made before the descriptors are looked at again. Flows that have much to
 #: move continue this way, and one that has little must not wait until all of them had a turn.
-_SOON_CALLS = 16
+SOON_CALLS = 16
 #: The heap is cleared of cancelled timers when more than half are, beyond so many.
 _TIMERS_TOLERATED = 256
 
@@ -69,6 +70,8 @@ class Reactor:
         self._on_error = on_error
         self._watches: dict[int, _Watch] = {}
         self._soon: deque[Callable[[], None]] = deque()
+        #: Of those the ones that `go_on` is asked for.
+        self._going_on: set[tuple[object, ...]] = set()
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_count = self._timers_cancelled = 0
         self._batch = 0
@@ -132,6 +135,21 @@ class Reactor:
         """Call after the handlers whose events are there already; in order."""
         self._soon.append(call)
 
+    def go_on(self, call: Callable[..., None], *args: object) -> None:
+        """Call soon, and once, however often the same is asked for until then.
+
+        For a handler that stops before EAGAIN: what comes meanwhile is an event, which has it stop
+        once more, and turns that added up would be taken from everybody else.
+        """
+        key = (call, *args)
+        if key not in self._going_on:
+            self._going_on.add(key)
+            self._soon.append(partial(self._go_on, key, call, *args))
+
+    def _go_on(self, key: tuple[object, ...], call: Callable[..., None], *args: object) -> None:
+        self._going_on.discard(key)
+        call(*args)
+
     def call_later(self, delay_s: float, call: Callable[[], None]) -> Timer:
         """Call in `delay_s` seconds; the timer cancels it."""
         timer = Timer(self, call)
@@ -187,7 +205,7 @@ class Reactor:
                     self._timers_cancelled -= 1
                 else:
                     self._guarded(call)
-            for _ in range(min(len(self._soon), _SOON_CALLS)):
+            for _ in range(min(len(self._soon), SOON_CALLS)):
                 self._guarded(self._soon.popleft())
         finally:
             self._now = None

@@ -113,10 +113,10 @@ class Datagrams:
         try:
             waiting = self._receivers[_version(door)].receive(door.fileno())
         except OSError:  # an ICMP error about nothing of ours
-            self._reactor.call_soon(partial(again, door))
+            self._reactor.go_on(again, door)
             return []
         if len(waiting) == SLOTS:
-            self._reactor.call_soon(partial(again, door))
+            self._reactor.go_on(again, door)
         return waiting
 
     # -- datagrams ---------------------------------------------------------------------------

@@ -241,7 +241,7 @@ class Outward:
             waiting = self._receiver.receive(self._socket.fileno())
         except OSError:
             self._hear_problems()
-            self._reactor.call_soon(self._hear)
+            self._reactor.go_on(self._hear)
             return
         name_bytes = NAME_BYTES[self._version]
         heard: dict[bytes, list[memoryview]] = {}
@@ -258,7 +258,7 @@ class Outward:
             if known is not None:
                 known.heard(datagrams)
         if len(waiting) == SLOTS:
-            self._reactor.call_soon(self._hear)
+            self._reactor.go_on(self._hear)
 
     def _hear_problems(self, sending_to: Peer | None = None) -> None:
         """Read the error queue; a local error does not always say which peer it is about."""

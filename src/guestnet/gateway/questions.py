@@ -70,7 +70,7 @@ class Questions:
             until = self._answer(guest, data, reply, "udp")
             if reply.wire is not None and until > now:
                 self._repeats.keep(guest, data, reply.wire, until, now)
-        self._reactor.call_soon(lambda: self._hear(door))
+        self._reactor.go_on(self._hear, door)
 
     def _way_back(self, ancillary: Ancillary) -> Ancillary:
         """Have the answer leave from the address that the question came to."""

@@ -51,7 +51,7 @@ class Relaying:
                 self._means.reactor.call_later(0.1, partial(self._accept, door, version))
                 return
             self._begin(client, version, source[0])
-        self._means.reactor.call_soon(partial(self._accept, door, version))
+        self._means.reactor.go_on(self._accept, door, version)
 
     def _begin(self, client: socket.socket, version: int, source: str) -> None:
         guest = self._means.guests.at(source)

@@ -134,7 +134,7 @@ class Siblings:
                 self.wrong += 1
                 if self.wrong == 1:  # once: whoever sends one may send many
                     logger.warning("a sibling tells what cannot be: %s", error)
-        self._reactor.call_soon(self.hear)
+        self._reactor.go_on(self.hear)
 
     def hear_again(self) -> None:
         """A guest has come: what was told of it may have been heard before."""
