@@ -120,6 +120,32 @@ def test_all_guests_together_have_a_cap(stage_of: StageOf) -> None:
     assert stage.ended("at most")[0].guest == "b"
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("port", "policy", "rule"),
+    [
+        (853, "allow@pkg.test\nallow@public", "name services"),
+        (ECHO, f"deny@{ALLOWED.name}\nallow@public", f"deny@{ALLOWED.name}"),
+        (ECHO, "private", "default_egress=deny"),
+    ],
+    ids=["name service", "name", "address"],
+)
+def test_a_new_policy_ends_what_it_would_not_begin(
+    stage_of: StageOf, version: int, port: int, policy: str, rule: str
+) -> None:
+    """Also what nobody needed a name for, and what is nobody's to allow."""
+    stage = stage_of(Limits())
+    address = ALLOWED.addresses[version == 6]
+    now = stage.reactor.now()
+    stage.guests.pins.learn("a", ALLOWED.name, [(address, now + 60)], now)
+    stage.open("a", version).sendto(b"x", (str(address), port))
+    assert stage.turn(lambda: len(stage.datagrams) == 1)
+    stage.set_policy("a", policy)
+    (ended,) = stage.ended("the policy was changed")
+    assert (ended.verdict, ended.rule) == ("deny", rule)
+    assert len(stage.datagrams) == 0
+
+
 def test_a_flood_takes_nobody_else_s_turns(stage_of: StageOf) -> None:
     """What goes on after an event goes on once, however many events came meanwhile."""
     stage = stage_of(Limits())

@@ -57,6 +57,7 @@ ENDLESS = "/bytes/1073741824"
 BOTH = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
 #: A port of our own on the lab's internet.
 PORT = 9000
+TLS_RESOLVER = 853
 MEGABYTES = 20
 
 
@@ -165,11 +166,11 @@ def downloading(guest: Caller, address: Address, name: str) -> Iterator[Download
 
 
 @contextlib.contextmanager
-def listening(world: World, version: int) -> Iterator[socket.socket]:
+def listening(world: World, version: int, port: int = PORT) -> Iterator[socket.socket]:
     """A server of the test's own at ALLOWED's address."""
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with world.internet.enter():
-        listener = socket.create_server((str(of(ALLOWED, version)), PORT), family=family)
+        listener = socket.create_server((str(of(ALLOWED, version)), port), family=family)
     listener.settimeout(PATIENCE_S)
     with listener:
         yield listener
@@ -237,6 +238,23 @@ def test_a_policy_without_names_ends_what_it_denies_and_nothing_else(scene: Scen
         scene.host.set_policy("vm", "none")
         assert relayed.ended.wait(PATIENCE_S)
         assert isinstance(relayed.error, ConnectionResetError)
+
+
+@BOTH
+def test_a_policy_with_names_ends_connections_to_other_resolvers(
+    world: World, tmp_path: Path, version: int
+) -> None:
+    """They are nobody's to allow from then on, old ones neither."""
+    guest, address = Caller(world.guest), of(ALLOWED, version)
+    with Host.open(tmp_path / "state", site=world.site.path, relays_all=True) as host:
+        host.attach("vm", netns=world.guest.path, policy="public")
+        with listening(world, version, TLS_RESOLVER) as listener:
+            stream = guest.connect(address, TLS_RESOLVER)
+            peer, _source = listener.accept()
+            with stream, peer:
+                host.set_policy("vm", f"{WEB},allow@public")
+                with pytest.raises(ConnectionResetError):
+                    stream.recv(1)
 
 
 def test_from_addresses_to_names_and_back(scene: Scene) -> None:

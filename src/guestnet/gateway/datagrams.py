@@ -89,8 +89,7 @@ class Datagrams:
     def recheck(self, guest: Guest) -> None:
         """Take over what is new about a guest: exchanges that its policy denies now end."""
         for each in self._exchanges.of(guest):
-            verdict = self._guests.decide(guest, each.address, each.port, each.name, each.protocol)
-            each.verdict = verdict
+            each.verdict = verdict = self._exchanges.judge_again(each)
             if not is_allowed(verdict):
                 each.end("the policy was changed")
             else:

@@ -23,17 +23,17 @@ from ..errors import ConfigError
 from ..flow.first import First, is_address
 from ..flow.http import Head, NotHttp
 from ..policy import (
-    NAME_SERVICES,
     REPORTED,
     Action,
     FlowName,
     Mode,
+    Protocol,
     Verdict,
     canonical_name,
-    has_names,
 )
 from .dialling import in_turn
 from .guests import Guest, Guests, is_allowed, verified
+from .judging import name_service
 from .peeking import Unheard
 from .ports import SPEAKING_PORTS
 
@@ -87,9 +87,9 @@ class Deciding:
     def begin(self, now: float) -> Step:
         """The first step."""
         guest, guests = self.guest, self._guests
-        if self._is_enforced and self.port in NAME_SERVICES and has_names(guest.policy):
-            reason = f"port {self.port} resolves names beside the gateway, where no rule sees them"
-            return refused("name services", reason)
+        service = name_service(guest, Protocol.TCP, self.port)
+        if service is not None:
+            return Ruling(service)
         if guest.synthetic and is_synthetic(self.address):
             return self._begin_synthetic(now)
         if not guests.needs_name(guest, self.address, self.port):
@@ -145,7 +145,8 @@ class Deciding:
 
     def verdict_now(self) -> Verdict:
         """What the policy says at this moment, by what is known of the flow."""
-        return self._verdict(self.address, self.name)
+        service = name_service(self.guest, Protocol.TCP, self.port)
+        return service or self._verdict(self.address, self.name)
 
     @property
     def may_ask_again(self) -> bool:

@@ -103,6 +103,17 @@ class Exchanges:
         verdict, exchange.name = judge(self._guests, guest, protocol, address, port, now)
         return self._decided(exchange, verdict, data)
 
+    def judge_again(self, exchange: Exchange) -> Verdict:
+        """What the policy says of one that goes on; the name that it goes by, if any, stays."""
+        guest, address, port = exchange.guest, exchange.address, exchange.port
+        protocol, name = exchange.protocol, exchange.name
+        if name is None:  # none was needed, which may be different now
+            now = self._reactor.now()
+            verdict, exchange.name = judge(self._guests, guest, protocol, address, port, now)
+            return verdict
+        service = name_service(guest, protocol, port)
+        return service or self._guests.decide(guest, address, port, name, protocol)
+
     def _begin_synthetic(self, exchange: Exchange, data: bytes) -> Exchange | None:
         """Resolve the name that the address stands for; until then its datagrams are lost but one.
 

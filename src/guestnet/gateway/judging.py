@@ -1,4 +1,4 @@
-"""What a policy says of datagrams: they do not say which name they mean."""
+"""What a policy says of datagrams, which do not say whom they mean, and of name services."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from .guests import Guest, Guests
 
 Address = IPv4Address | IPv6Address
 
+#: TCP to DNS's own port is the resolver door's.
+_NAME_SERVICES = {Protocol.TCP: NAME_SERVICES, Protocol.UDP: (DNS_PORT, *NAME_SERVICES)}
+
 
 def name_service(guest: Guest, protocol: Protocol, port: int) -> Verdict | None:
     """The refusal of what resolves names beside the gateway, where that is nobody's to allow."""
     enforced = has_names(guest.policy) and guest.policy.mode is Mode.ENFORCE
-    if not (enforced and protocol is Protocol.UDP and port in (DNS_PORT, *NAME_SERVICES)):
+    if not (enforced and port in _NAME_SERVICES.get(protocol, ())):
         return None
     reason = f"port {port} resolves names beside the gateway, where no rule sees them"
     return Verdict(Action.DENY, None, "name services", None, reason)
