@@ -7,6 +7,7 @@ but decisions, and these with patience: the machine is shared.
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections import Counter
@@ -17,7 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from guestnet.gateway.doorway import Doorway
+from guestnet.gateway.worker import WAITING_BYTES, Worker
 from guestnet.host import Host
+from guestnet.model import Decision
 from guestnet.ruleset.telling import REFUSALS_PER_SECOND
 from lab.addresses import ALLOWED, METADATA, PRIVATE, RESOLVER, SITE_IPV4, SITE_IPV6
 from lab.servers import ECHO
@@ -362,3 +366,43 @@ def test_a_host_that_is_opened_again_goes_on_telling(world: World, tmp_path: Pat
         with pytest.raises(ConnectionRefusedError):
             guest.connect(of(ALLOWED, 4), 80)
         assert guest.decided_once(port=80).omitted == 0  # what was left out before is not told now
+
+
+def test_a_gateway_that_is_not_heard_counts_what_it_leaves_out(world: World) -> None:
+    """What a guest had left out before is in what is left out."""
+    ours, theirs = socket.socketpair()
+    with world.site.enter():
+        (doorway,) = Doorway.open(1)
+    worker = Worker(theirs, doorway, 1, None, {})
+    one = Decision(
+        time=0.0, guest="vm", network="plain", kind="flow", protocol="udp", port=9,
+        verdict="deny", rule="none", reason="x" * 2048, omitted=1,
+    )  # fmt: skip
+    told = 2 * WAITING_BYTES // len(one.reason)
+    try:
+        ours.setblocking(False)
+        for _ in range(told):
+            worker.tell(one)
+        heard = b""
+
+        def hear() -> int:
+            """How many lines came so far."""
+            nonlocal heard
+            worker.reactor.run_once(0.01)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard += ours.recv(1 << 20)
+            return heard.count(b"\n")
+
+        # All that waited, and nothing after it.
+        room = eventually(lambda: (before := hear()) and hear() == before and before)
+        worker.tell(one)
+        eventually(lambda: hear() == room + 1)
+        decisions = [json.loads(line)["decision"] for line in heard.splitlines()]
+        assert len(decisions) < told
+        assert sum(1 + each["omitted"] for each in decisions) == 2 * (told + 1)
+    finally:
+        worker.reactor.close()
+        doorway.close()
+        ours.close()
+        theirs.close()

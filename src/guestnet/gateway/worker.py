@@ -210,10 +210,10 @@ class Worker:
     def tell(self, decision: Decision) -> None:
         """Report a decision, or count it where the daemon does not keep up."""
         if len(self._unsent) > WAITING_BYTES:
-            self._omitted += 1
+            self._omitted += 1 + decision.omitted
             return
         if self._omitted:
-            decision = replace(decision, omitted=self._omitted)
+            decision = replace(decision, omitted=decision.omitted + self._omitted)
             self._omitted = 0
         self._unsent += line(Decided(decision=decision))
         if not self._is_telling:
