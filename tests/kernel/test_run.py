@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from guestnet.cli.launcher import Launcher
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, PRIVATE, SITE_IPV4, SITE_IPV6, Server
 from lab.internet import Servers
@@ -314,6 +315,15 @@ def test_a_killed_gateway_is_followed_by_another(stage: Stage) -> None:
     assert process.returncode == 0
     assert json.loads(out)["server"] == "allowed"
     assert all(line.startswith(b"guestnet: ") for line in said.splitlines())
+
+
+def test_what_starts_the_command_is_killed_before_it_is_told() -> None:
+    """Whoever waits for it sees that, as at any other time."""
+    with Launcher() as launcher:
+        launcher.kill()
+        os.waitid(os.P_PID, launcher.pid, os.WEXITED | os.WNOWAIT)
+        launcher.tell({"argv": ["true"]})
+        assert launcher.poll() == -signal.SIGKILL
 
 
 # -- root, in the machine's own namespace ------------------------------------------------------

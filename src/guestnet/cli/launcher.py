@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,12 +39,11 @@ class Launcher:
 
     def tell(self, spec: Mapping[str, Any]) -> None:
         """Say what to do."""
-        with open(self._writing, "w", encoding="utf-8", closefd=False) as words:
-            try:
-                json.dump(spec, words)
-                words.flush()
-            except BrokenPipeError:
-                pass  # it has ended: who waits for it will see
+        with (
+            suppress(BrokenPipeError),  # it has ended: who waits for it will see
+            open(self._writing, "w", encoding="utf-8", closefd=False) as words,
+        ):
+            json.dump(spec, words)
         self._hang_up()
 
     def __enter__(self) -> Self:
