@@ -151,6 +151,21 @@ def test_a_family_that_the_host_has_no_route_for_is_not_offered(
     assert guest.addresses(NAME, rtype)  # the host has its network again
 
 
+@FAMILIES
+def test_a_guest_s_address_is_offered_whatever_the_host_has_routes_for(
+    stage: Stage, guest_of: GuestOf, version: int
+) -> None:
+    """Guests reach each other within the site, and not by the host's routes."""
+    peer = {4: "172.30.0.2", 6: "fd42:6d73:30::2"}[version]
+    pools = {"ipv4": "172.30.0.0/16", "ipv6": "fd42:6d73:30::/48"}
+    stage.host.create_network({"name": "recorded", "records": {"peer.test": [peer]}, **pools})
+    try:
+        with no_way_out(stage, version), stage.guest("allow@peer.test", "recorded") as guest:
+            assert guest.addresses("peer.test", RTYPE[version]) == [peer]
+    finally:
+        stage.host.remove_network("recorded")
+
+
 @BOTH
 def test_resolved_elsewhere_a_name_still_decides(guest_of: GuestOf, address: Address) -> None:
     """The guest knows the address from before; the name it says is resolved here."""

@@ -310,7 +310,8 @@ class Resolving:
         """Answer when the pins stand; whether they did already."""
         answers = tuple(address for address, _until in addresses)
         routed = not guest.service.relays_all or question.qtype not in VERSIONS
-        if not (routed or offered(answers)):
+        # Guests reach each other past the gateway.
+        if not (routed or offered(answers) or any(map(self._guests.is_a_guest_s, answers))):
             reason = f"left out, as the host has no route to them: {', '.join(map(str, answers))}"
             self._told(guest, question, verdict, protocol, reason)
             reply(address_answer(question, (), 0))
