@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
@@ -135,6 +136,9 @@ def test_what_is_no_report_is_not_believed(report: Report, changes: Mapping[str,
         {"event": "middle"},
         {"more": 1},
         {"time": "today"},
+        {"time": math.nan},
+        {"duration_s": math.inf},
+        {"duration_s": "1e999"},
     ],
     ids=str,
 )

@@ -58,8 +58,11 @@ class Decision:
     #: Decisions like this one that were left out since the last that was told.
     omitted: int = 0
 
-    #: For pydantic, where one is read: a key that is none of these is an error.
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+    #: For pydantic, where one is read: a key that is none of these is an error, and so is
+    #: what JSON has no number for.
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {
+        "extra": "forbid", "allow_inf_nan": False,
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for what does not fit."""
