@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -285,13 +286,14 @@ with Host.open(rootless=True, remember=False) as host:
     assert all("rootless site" in error and reason in error for error in errors)
 
 
-@pytest.mark.parametrize("whose", ["user", "root of a namespace"])
+@pytest.mark.parametrize("whose", ["user", "root of a namespace", "root without the right"])
 def test_a_gateway_without_a_user_of_its_own_is_confined_all_the_same(
     world: World, whose: str
 ) -> None:
     """It is still its user's process: so what it could do as that is taken away one by one.
 
-    Root of a namespace in which nobody else exists cannot become anybody else either.
+    Root of a namespace in which nobody else exists cannot become anybody else either, nor can the
+    machine's in a container that has not the right to.
     """
     program = """
 import os, socket, subprocess
@@ -318,10 +320,14 @@ for family in (socket.AF_INET, socket.AF_INET6):
         socket.socket(family, kind).close()
 """
     with User(world.site) as user:
-        namespace = [] if whose == "user" else ["unshare", "-Ur"]
-        done = user.run([*namespace, sys.executable, "-c", program])
+        command = [sys.executable, "-c", program]
+        if whose == "root without the right":
+            without = ["setpriv", "--bounding-set", "-setuid,-setgid"]
+            done = subprocess.run([*without, *command], capture_output=True, text=True, check=False)
+        else:
+            done = user.run([*(["unshare", "-Ur"] if whose != "user" else []), *command])
         assert done.returncode == 0, done.stderr
-        first = ["limits", "capabilities"] if namespace else ["limits"]
+        first = ["limits"] if whose == "user" else ["limits", "capabilities"]
         rest = ["user-namespace", "no-new-privileges", "landlock", "seccomp"]
         assert done.stdout.split() == first + rest
 

@@ -41,8 +41,9 @@ MAX_FILES = 65536
 #: would break with the next interpreter or C library.
 _FORBIDDEN = {
     "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "fork": (57, None),
-    "vfork": (58, None), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
-    "chroot": (161, 51), "setns": (308, 268), "unshare": (272, 97), "bpf": (321, 280),
+    "vfork": (58, None), "clone": (56, 220), "clone3": (435, 435), "mount": (165, 40),
+    "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "setns": (308, 268),
+    "unshare": (272, 97), "bpf": (321, 280),
     "kexec_load": (246, 104), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "keyctl": (250, 219), "add_key": (248, 217),
     "request_key": (249, 218), "perf_event_open": (298, 241), "process_vm_readv": (310, 270),
@@ -59,11 +60,11 @@ _SOCKET = (41, 198)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 #: The numbers of x86_64's other calling convention (asm/unistd.h), which would pass the filter.
 _X32 = 0x40000000
-#: What beside that a process does not call that is handed all its descriptors, and starts nothing.
+#: What beside that a process does not call that is handed all its descriptors.
 #: ioctl too: the descriptor of a TAP is enough to give the TAP away.
 _FORBIDDEN_TO_PUMPS = {
     "socket": _SOCKET, "socketpair": (53, 199), "bind": (49, 200), "listen": (50, 201),
-    "connect": (42, 203), "ioctl": (16, 29), "clone": (56, 220), "clone3": (435, 435),
+    "connect": (42, 203), "ioctl": (16, 29),
 }  # fmt: skip
 _AUDIT_ARCH = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -73,7 +74,7 @@ def confine(
 ) -> tuple[str, ...]:
     """Give up rights, one kind after the other; returns the names of those given up.
 
-    A `pump` makes no sockets, no processes and no ioctls. One that `answers_any` keeps a single
+    A `pump` makes no sockets and no ioctls. One that `answers_any` keeps a single
     capability: no file's mode keeps it from sending to a datagram socket.
     """
     done = []
@@ -93,7 +94,8 @@ def confine(
         kept, is_apart = 0, False
     if not (is_apart or kept) and _leave_user_namespace():
         done.append("user-namespace")
-    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))  # no children, no threads
+    # No children, no threads; the machine's root is not held by it, but by what is forbidden below.
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
