@@ -184,6 +184,16 @@ def test_too_little_of_something(user: User, limit: str, reason: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_no_room_for_the_process_that_clears_away(user: User) -> None:
+    """Nothing was begun, and nothing is left."""
+    elsewhere = "export TMPDIR=$HOME; unset XDG_RUNTIME_DIR"
+    run = (*CLI, "run", "--", "true", "{stream}")
+    done = prepared(user, elsewhere, "prlimit", "--nproc=1", *run)
+    assert (done.returncode, "EAGAIN" in done.stderr) == (7, True), done
+    assert "Traceback" not in done.stderr
+    assert not list(user.home.glob("guestnet-run-*"))
+
+
 def test_a_user_without_a_home(user: User) -> None:
     """Of whom nothing is known: a container's that runs as any number."""
     for command in (("up",), ("ls",), ("doctor",)):

@@ -64,7 +64,11 @@ def part(childs: Iterable[int]) -> Run:
     """
     parent = os.pidfd_open(os.getpid())
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_beside()))
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        _remove(directory)
+        raise
     if not child:
         return Run(directory, parent)
     for fd in (parent, *childs):
