@@ -164,6 +164,12 @@ def test_datagrams_and_pings(stage: Stage, version: int) -> None:
     assert done.stdout == "b'hello'\n", done.stderr
 
 
+def test_what_a_program_sends_is_not_paced(stage: Stage) -> None:
+    """It goes to the gateway, on the same machine; whatever the machine's default is (BBR)."""
+    done = stage.run("--", "cat", "/proc/sys/net/ipv4/tcp_congestion_control")
+    assert done.stdout == "reno\n", done.stderr
+
+
 # -- the floor: the user's own machine ----------------------------------------------------------
 
 

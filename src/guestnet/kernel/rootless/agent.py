@@ -28,6 +28,11 @@ from ..site import NamespaceSite
 from ..sysctl import Sysctls
 from .channel import Channel
 
+#: Programs may ping, as they may not open raw sockets. Their connections end at the gateway, on
+#: this machine, so they are not paced: BBR, where it is the machine's default, takes half of what
+#: they send, and every kernel has Reno, for every user (tcp(7)).
+_GUEST_SETTINGS = {"ipv4/ping_group_range": "0 0", "ipv4/tcp_congestion_control": "reno"}
+
 
 class InnerSysctls(Sysctls):
     """Those of the site, which may not be written to: a container's /proc/sys is read-only."""
@@ -59,10 +64,12 @@ class InnerSite(NamespaceSite):
         super().perform([self._translated(step) for step in steps])
 
     def new_namespace(self) -> str:
-        """A guest's namespace; programs there may ping, as they may not open raw sockets."""
+        """A guest's namespace, with `_GUEST_SETTINGS` as far as the machine lets."""
         path = super().new_namespace()
-        with inside(self._made[path]), suppress(HostError):
-            sysctl.write("ipv4/ping_group_range", "0 0")
+        with inside(self._made[path]):
+            for key, value in _GUEST_SETTINGS.items():
+                with suppress(HostError):
+                    sysctl.write(key, value)
         return path
 
     def _translated(self, step: Step) -> Step:
