@@ -42,7 +42,8 @@ class Exchanges:
         resolve: Resolve,
         limits: Limits,
     ) -> None:
-        self._reactor = reactor
+        #: The loop.
+        self.reactor = reactor
         self._guests = guests
         self._outwards = outwards
         self._resolve = resolve
@@ -54,23 +55,14 @@ class Exchanges:
         self._of: dict[str, OrderedDict[Exchange, None]] = {}
         #: The exchange of a key, or none: asked of every datagram.
         self.find = self._by_key.get
-        self._answers = answers
+        #: By which guests are answered.
+        self.answers = answers
         #: Reports a decision.
         self.tell = tell
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._by_key)
-
-    @property
-    def reactor(self) -> Reactor:
-        """The loop."""
-        return self._reactor
-
-    @property
-    def answers(self) -> Answers:
-        """By which guests are answered."""
-        return self._answers
 
     def of(self, guest: Guest) -> list[Exchange]:
         """A guest's."""
@@ -92,6 +84,10 @@ class Exchanges:
         protocol: Protocol,
         data: bytes,
     ) -> Exchange | None:
+        """Decide about a new one, of which this is the first; None where it may not be, or not yet.
+
+        `source` is the guest's address and port, `address` and `port` the peer's.
+        """
         own = next((each for each in guest.addresses if each.version == address.version), None)
         if own is None:
             return None
@@ -99,7 +95,7 @@ class Exchanges:
         exchange = Exchange(self, guest, key, address, port, protocol, source, inward)
         if guest.synthetic and is_synthetic(address):
             return self._begin_synthetic(exchange, data)
-        now = self._reactor.now()
+        now = self.reactor.now()
         verdict, exchange.name = judge(self._guests, guest, protocol, address, port, now)
         return self._decided(exchange, verdict, data)
 
@@ -108,7 +104,7 @@ class Exchanges:
         guest, address, port = exchange.guest, exchange.address, exchange.port
         protocol, name = exchange.protocol, exchange.name
         if name is None:  # none was needed, which may be different now
-            now = self._reactor.now()
+            now = self.reactor.now()
             verdict, exchange.name = judge(self._guests, guest, protocol, address, port, now)
             return verdict
         service = name_service(guest, protocol, port)
@@ -123,7 +119,7 @@ class Exchanges:
         if key in self._resolving:
             return None
         self._guests.hear_siblings()
-        names = self._guests.pins.names_of(guest.id, address, self._reactor.now())
+        names = self._guests.pins.names_of(guest.id, address, self.reactor.now())
         service = name_service(guest, exchange.protocol, exchange.port)
         if service is not None:
             return self._decided(exchange, service, data)
@@ -205,7 +201,7 @@ class Exchanges:
         if len(held or ()) < self._limits.guest and len(self._by_key) < self._limits.all:
             return True
         oldest = next(iter(held), None) if held else None
-        if oldest is None or self._reactor.now() - oldest.last < self._limits.spared_s:
+        if oldest is None or self.reactor.now() - oldest.last < self._limits.spared_s:
             return False
         oldest.end("limit: made room for another")
         return True

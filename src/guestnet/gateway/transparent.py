@@ -129,17 +129,12 @@ def answering_datagrams(family: int) -> socket.socket:
     copy of whatever datagram comes to this namespace: bound to an address that nobody has it gets
     none, and the filter has the holder get none either.
     """
-    low = family == socket.AF_INET
     made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_UDP)
     try:
-        _filter(made, (_ANSWER, 0, 0, 0))
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
-        if low:
-            made.setsockopt(socket.IPPROTO_IP, _TRANSPARENT[0], 1)
-        else:
-            made.setsockopt(socket.IPPROTO_IPV6, _TRANSPARENT6[0], 1)
+        _answer_only(made)
+        if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, _UDP_CHECKSUM_AT)
-        made.bind((NOBODY[4 if low else 6], 0))
+        made.bind((NOBODY[6 if family == socket.AF_INET6 else 4], 0))
         with suppress(BlockingIOError):
             while True:  # what came before the filter was there
                 made.recv(1)
@@ -156,20 +151,25 @@ def answering_as_one(family: int) -> socket.socket:
     """
     with suppress(HostError):  # read-only in a container: then lower ports have none of these
         sysctl.write("ipv4/ip_unprivileged_port_start", "0")  # of IPv6 as well
-    low = family == socket.AF_INET
     made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
-        _filter(made, (_ANSWER, 0, 0, 0))
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
-        if low:
-            made.setsockopt(socket.IPPROTO_IP, _TRANSPARENT[0], 1)
-        else:
-            made.setsockopt(socket.IPPROTO_IPV6, _TRANSPARENT6[0], 1)
+        _answer_only(made)
+        if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     except OSError:
         made.close()
         raise
     return made
+
+
+def _answer_only(made: socket.socket) -> None:
+    """Have it hear nothing, and send answers only, in whatever name."""
+    _filter(made, (_ANSWER, 0, 0, 0))
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
+    if made.family == socket.AF_INET:
+        made.setsockopt(socket.IPPROTO_IP, _TRANSPARENT[0], 1)
+    else:
+        made.setsockopt(socket.IPPROTO_IPV6, _TRANSPARENT6[0], 1)
 
 
 def _enlarge(door: socket.socket) -> None:
