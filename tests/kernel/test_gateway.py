@@ -25,6 +25,7 @@ from typing import TypeVar
 import pytest
 
 from guestnet.errors import ConflictError, NotFoundError, PolicyError
+from guestnet.gateway import supervisor
 from guestnet.gateway.messages import AddPins
 from guestnet.gateway.process import ORDER_TIMEOUT_S
 from guestnet.gateway.service_class import class_of, hear_class, set_class
@@ -494,6 +495,27 @@ def test_a_name_that_one_worker_learnt_makes_an_address_ambiguous_at_the_other(
             scene.guest.say(of(ALLOWED, 4), BANNER)
     rules = {flow.rule for flow in flows_of(scene, "vm") if flow.verdict == "deny"}
     assert rules == {"ambiguous name"}
+
+
+def test_who_reads_decisions_of_a_stopped_gateway_keeps_nobody_waiting(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SETTLE_S", 20.0)
+    scene.attach(WEB)
+    scene.guest.ask(NAME)
+    for pid in scene.pids:
+        os.kill(pid, signal.SIGSTOP)
+    reader = threading.Thread(target=scene.host.decisions)
+    try:
+        reader.start()
+        time.sleep(0.2)
+        assert scene.host.attachment("vm")
+        assert reader.is_alive()  # it waits still, and not with what others need
+    finally:
+        for pid in scene.pids:
+            os.kill(pid, signal.SIGCONT)
+        reader.join()
+    assert [each.name for each in scene.host.decisions("vm")] == [NAME]
 
 
 def flows_of(scene: Scene, guest: str) -> list[Decision]:

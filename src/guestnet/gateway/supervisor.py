@@ -232,19 +232,22 @@ class Gateway:
         """Whether the gateway was told of a guest."""
         return guest in self._guests
 
-    def settle(self) -> None:
-        """Return when what was decided so far is told, or has taken too long."""
+    def settle(self) -> Callable[[], None]:
+        """Have what was decided so far told; what is returned waits for that, within reason."""
         with self._lock:
             order = Settle(sequence=self._next())
         self._send(order)
-        with self._lock:
-            self._lock.wait_for(
-                lambda: (
-                    self._stopping
-                    or all(w.done >= order.sequence for w in self.workers if w.awaited)
-                ),
-                SETTLE_S,
+
+        def is_told() -> bool:
+            return self._stopping or all(
+                w.done >= order.sequence for w in self.workers if w.awaited
             )
+
+        def wait() -> None:
+            with self._lock:
+                self._lock.wait_for(is_told, SETTLE_S)
+
+        return wait
 
     def close(self) -> None:
         """End the workers; flows they relayed are reset."""

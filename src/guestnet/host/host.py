@@ -392,9 +392,13 @@ class Host:
 
         All of them are in `decisions.jsonl` in the state directory.
         """
-        with self._lock:
-            self._relays.settle()
+        self._settle()
         return self._decisions.recent(guest)
+
+    def _settle(self) -> None:
+        with self._lock:
+            wait = self._relays.settle()
+        wait()
 
     def suggest_policy(self, guest: str, *, suffixes: bool = False) -> str:
         """The smallest policy that allows what a guest was seen to use: names over addresses.
@@ -402,9 +406,9 @@ class Host:
         To be asked after a while in report mode (`mode=report`), where nothing above the floor is
         stopped. With `suffixes` names below a common one become one rule.
         """
+        self._settle()
         with self._lock:
             attachment = self._ledger.attachment(guest)
-            self._relays.settle()
             moment = Moment(self._ledger, self._site)
             seen = self._decisions.seen
             return str(suggest_for(attachment, seen, self._site, moment, suffixes=suffixes))

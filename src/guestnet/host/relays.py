@@ -66,10 +66,12 @@ class Relays:
         self._tell_network(gateway, self._ledger.network(attachment.network).spec)
         self._tell_guest(gateway, attachment)
 
-    def settle(self) -> None:
-        """Have the gateway tell what it has decided so far, within reason."""
-        if self.gateway is not None:
-            self.gateway.settle()
+    def settle(self) -> Callable[[], None]:
+        """Have the gateway tell what it has decided so far; what is returned waits for that.
+
+        To be waited for without the host's lock: a gateway that is stopped takes its time.
+        """
+        return self.gateway.settle() if self.gateway is not None else lambda: None
 
     def forget(self, guest: str) -> None:
         """End what is relayed for a guest."""
