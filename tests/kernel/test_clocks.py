@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from ipaddress import IPv4Address
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,10 @@ from guestnet.policy import Action, Protocol, Verdict, parse_policy
 from lab.addresses import ALLOWED
 from mine import Mine
 
-#: Longer than the daemon waits for its gateway to do what it is told.
-STOPPED_S = 6.0
+#: How long everything is stopped, again and again; the last is longer than a worker may take.
+STOPS_S = (*[0.25] * 40, 6.0)
+#: Enough for a process to be at work, or again.
+RUNNING_S = 0.1
 #: Two requests on one connection, the second when it is told to.
 TWICE = """
 import http.client, sys
@@ -35,6 +38,15 @@ for _ in range(2):
     answer = to.getresponse(); answer.read(); print(answer.status)
     sys.stdin.readline()
 """
+#: Sets the guest's policy again and again, until it fails.
+TELLING = """
+from guestnet.client import connect
+with connect() as client:
+    while True:
+        client.set_policy("box", "deny@192.0.2.9,public")
+        client.set_policy("box", "public")
+"""
+GUESTNET = (sys.executable, "-P", "-m", "guestnet.cli")
 PEER, OWN = IPv4Address("192.0.2.1"), IPv4Address("172.16.0.2")
 
 
@@ -68,23 +80,35 @@ def test_what_was_suspended_counts() -> None:
 
 @pytest.mark.root
 def test_all_of_it_is_stopped_for_a_while(mine: Mine) -> None:
-    """As a laptop's lid does, but for the clocks: a flow goes on, and new ones begin."""
+    """As a laptop's lid does, but for the clocks: a flow goes on, and new ones begin.
+
+    The daemon is telling its workers new policies: that they are late, or go on after it, is
+    nobody's fault.
+    """
     pid = mine.up()
     mine.say("attach", "box", "--netns", "new", "--policy", "public")
     talk = ("exec", "box", "--", sys.executable, "-uc", TWICE, str(ALLOWED.ipv4))
-    command = [sys.executable, "-P", "-m", "guestnet.cli", *talk]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with mine.user.popen(command, **pipes) as talking:
+    with (
+        mine.user.popen([*GUESTNET, *talk], **pipes) as talking,
+        mine.user.popen([sys.executable, "-Pc", TELLING]) as telling,
+    ):
         assert talking.stdout is not None
         assert talking.stdout.readline() == b"200\n"
-        stopped = mine.user.processes()
-        for each in stopped:
-            os.kill(each, signal.SIGSTOP)
-        time.sleep(STOPPED_S)
-        for each in stopped:
-            os.kill(each, signal.SIGCONT)
+        for stopped_s in STOPS_S:
+            time.sleep(RUNNING_S)
+            stopped = sorted(mine.user.processes())
+            for each in reversed(stopped):
+                os.kill(each, signal.SIGSTOP)
+            time.sleep(stopped_s)
+            for each in stopped:  # the daemon before its workers
+                with suppress(ProcessLookupError):  # which is looked for below
+                    os.kill(each, signal.SIGCONT)
+        time.sleep(RUNNING_S)
+        assert telling.poll() is None, mine.log
+        telling.terminate()
         out, _err = talking.communicate(b"go\n", timeout=30)
-        assert out == b"200\n"
+        assert out == b"200\n", mine.log
     for address in (ALLOWED.ipv4, f"[{ALLOWED.ipv6}]"):
         page = json.loads(mine.say("exec", "box", "--", "curl", "-gsS", f"http://{address}/"))
         assert page["server"] == "allowed"

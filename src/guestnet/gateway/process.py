@@ -23,14 +23,13 @@ from ..kernel.process import start_thread
 from .doorway import Doorway
 from .inbox import Inbox
 from .messages import MAX_REPORT_BYTES, Begin, Message, Report, line
+from .patience import LOOK_S, Patience
 from .reports import read_report
 
 logger = logging.getLogger(__name__)
 
 #: How long an order may take until the worker is ended that did not carry it out.
 ORDER_TIMEOUT_S = 5.0
-#: How often a worker that takes its time is looked at: one that is stopped is not waited for.
-LOOK_S = 0.1
 #: How long a worker may take to get ready: a busy machine imports slowly.
 START_S = 30.0
 #: A worker that lived for less is started again only after a pause, doubled each time.
@@ -132,7 +131,6 @@ class WorkerProcess:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    @property
     def is_stopped(self) -> bool:
         """Whether it is alive and kept from running (SIGSTOP, a debugger)."""
         process = self._process
@@ -154,6 +152,11 @@ class WorkerProcess:
         if process is not None:
             logger.error("worker %d (%d) %s; ending it", self.number, process.pid, why)
             process.kill()
+
+    def bury(self, why: str) -> None:
+        """End it, and wait until its flows are gone; `changed` is held."""
+        self.kill(why)
+        self._changed.wait_for(lambda: not self.awaited, LAST_WORD_S)
 
     def stop(self) -> None:
         """Have it reset its flows and end; `join` waits for that."""
@@ -238,13 +241,13 @@ class WorkerProcess:
     def _push(self, control: socket.socket, messages: Iterable[Message], patience_s: float) -> bool:
         """Send all of it, or see to it that the worker ends; returns whether it was sent."""
         data = memoryview(b"".join(map(line, messages)))
-        deadline = time.monotonic() + patience_s
+        patience = Patience(patience_s, self.is_stopped)
         while data:
             try:
                 data = data[control.send(data) :]
             except BlockingIOError:  # it has not read for `LOOK_S`
-                if self.is_stopped or time.monotonic() > deadline:
-                    self.kill("does not listen")
+                if why := patience.lost():
+                    self.kill(f"does not listen: it {why}")
                     return False
             except OSError:
                 return False  # it has ended; the thread notices

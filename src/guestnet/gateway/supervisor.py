@@ -35,14 +35,8 @@ from .messages import (
     SetTrust,
     TellPins,
 )
-from .process import (
-    CRASHES_KEPT_S,
-    LAST_WORD_S,
-    LOOK_S,
-    ORDER_TIMEOUT_S,
-    Handed,
-    WorkerProcess,
-)
+from .patience import LOOK_S, Patience
+from .process import CRASHES_KEPT_S, ORDER_TIMEOUT_S, Handed, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -287,20 +281,17 @@ class Gateway:
         """
         for worker in self.workers:
             worker.send(order)
-        deadline = time.monotonic() + ORDER_TIMEOUT_S
+        patience = {w: Patience(ORDER_TIMEOUT_S, w.is_stopped) for w in self.workers}
         with self._lock:
             while not self._stopping:
-                late = [w for w in self.workers if w.awaited and w.done < order.sequence]
-                now = time.monotonic()
-                if not late or now > deadline + LAST_WORD_S:
+                late = [w for w in patience if w.awaited and w.done < order.sequence]
+                if not late:
                     return
-                for worker in late:
-                    if now > deadline:
-                        worker.kill(f"did not carry out {order.kind}")
                 self._lock.wait(LOOK_S)
                 for worker in late:
-                    if worker.is_stopped:
-                        worker.kill("is stopped")
+                    if why := patience[worker].lost():
+                        worker.bury(f"{why} and has not carried out {order.kind}")
+                        del patience[worker]
 
     # -- hearing, in the workers' threads ----------------------------------------------------
 
