@@ -27,7 +27,7 @@ SOCKET_NAME = "guestnet.sock"
 SOCKET_PATH_MAX_BYTES = 107
 
 #: Workers of the gateway that may be asked for: more than any machine's relay needs.
-WORKERS_MOST = 64
+WORKERS_MOST = 16
 
 #: Settings that are one value each, and the variable that overrides the file's.
 VARIABLES: Mapping[str, str] = {

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from guestnet.dns import Pins
 from guestnet.flow.reactor import Reactor
 from guestnet.gateway.datagrams import Datagrams
-from guestnet.gateway.doorway import Doorway
+from guestnet.gateway.doorway import Doorway, doors_of
 from guestnet.gateway.exchange import Limits
 from guestnet.gateway.guests import Guests
 from guestnet.gateway.messages import SetGuest, SetPlaces
@@ -73,7 +73,7 @@ class Stage:
     def _build(self) -> None:
         world = self.world
         veth(world.guest, "eth0", world.site, "g0")
-        port = self.doorway.ports.relay_udp
+        port = doors_of([self.doorway]).relay_udp
         world.site.ip("address add 172.16.0.1/24 dev g0", "address add fd42::1/64 dev g0 nodad")
         world.guest.ip(
             *(f"address add {low}/24 dev eth0" for low, _high in self.addresses.values()),

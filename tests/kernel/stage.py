@@ -79,6 +79,11 @@ class Guest(Caller):
         """What reached the internet's servers since it was attached."""
         return [a for a in self._stage.world.arrivals(**wanted) if a.at_s >= self._began]
 
+    @property
+    def said_outside(self) -> list[Arrival]:
+        """The same without connections on which nothing was said (`knocking`)."""
+        return [a for a in self.arrivals() if a.kind not in ("tcp", "dns")]
+
     def curl(self, *arguments: str) -> dict[str, Any]:
         """Run curl, whose names the C library resolves; returns the lab server's JSON."""
         argv = ["curl", "-sS", "-m", str(PATIENCE_S), "--cacert", str(self.authority), *arguments]

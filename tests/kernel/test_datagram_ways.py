@@ -82,11 +82,11 @@ def test_many_peers_ports_answer_with_many(stage: Stage, guest_of: GuestOf, vers
     """More than there are sockets for, a low one, and the gateway's own doors' among them."""
     gateway = stage.host._relays.gateway
     assert gateway is not None
-    doors = gateway._handed.doorways[0].ports
+    doors = gateway.doors
     target = of(ALLOWED, version)
     sent = numbered([1000] * 40 + [10])
     with guest_of("public").udp(version) as udp:
-        for port in (443, doors.resolver_udp, doors.relay_tcp, *range(PORT, PORT + 10)):
+        for port in (443, doors.resolver_udp, *doors.relay_tcp, *range(PORT, PORT + 10)):
             with far(stage.world, target, port) as peer:
                 udp.sendto(b"hello", (str(target), port))
                 send_as_one(peer, b"".join(sent), 1000, peer.recvfrom(100)[1])

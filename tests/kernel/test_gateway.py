@@ -28,7 +28,7 @@ from guestnet.errors import ConflictError, NotFoundError, PolicyError
 from guestnet.gateway import supervisor
 from guestnet.gateway.messages import AddPins
 from guestnet.gateway.process import ORDER_TIMEOUT_S
-from guestnet.gateway.service_class import class_of, hear_class, set_class
+from guestnet.gateway.service_class import set_class
 from guestnet.gateway.supervisor import Gateway
 from guestnet.host import Host
 from guestnet.model import Attachment, Decision, Finding
@@ -716,14 +716,17 @@ def test_the_class_of_service_goes_on(scene: Scene, version: int, asked: int) ->
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with scene.guest.namespace.enter():
         client = socket.socket(family, socket.SOCK_STREAM)
+    level, hear, heard = (41, 66, 6) if version == 6 else (0, 13, 9)  # linux/in.h, in6.h
     with listening(scene.world, version) as listener, client:
-        hear_class(listener)
+        listener.setsockopt(level, hear, 1)
         set_class(client, asked)
         client.settimeout(PATIENCE_S)
         client.connect((str(of(ALLOWED, version)), PORT))
         server, _ = listener.accept()
         with server:
-            assert class_of(server, version) == asked
+            # struct cmsghdr, and an integer.
+            said = server.getsockopt(level, heard, 32)
+            assert struct.unpack_from("@i", said, 16)[0] & 0xFC == asked
 
 
 @BOTH
@@ -829,7 +832,7 @@ def test_nobody_knocks_at_its_own_doors(scene: Scene, version: int) -> None:
     assert own is not None
     for place in (own, site):
         doors = [
-            Door("tcp", place, ports.relay_tcp),
+            *(Door("tcp", place, port) for port in ports.relay_tcp),
             Door("tcp", place, ports.resolver_tcp),
             Door("udp", place, ports.resolver_udp),
         ]
@@ -837,9 +840,9 @@ def test_nobody_knocks_at_its_own_doors(scene: Scene, version: int) -> None:
         assert_none_open(scene.others["other"].namespace, doors)
         if place == site:
             assert_none_open(scene.world.internet, doors)
-    # A server elsewhere whose port happens to be ours: reset, never a connection to ourselves.
+    # A server elsewhere whose port happens to be ours is a server elsewhere.
     with refused():
-        scene.guest.say(of(ALLOWED, version), ports.relay_tcp, b"hello")
+        scene.guest.say(of(ALLOWED, version), ports.relay_tcp[0], b"hello")
 
 
 def test_nonsense_does_not_end_it(scene: Scene) -> None:

@@ -248,7 +248,7 @@ def test_another_name_at_an_allowed_address(guest_of: GuestOf, address: Address)
     assert {(d.rule, d.name) for d in guest.told(2, kind="flow")} == {
         ("default_egress=deny", OTHER)
     }
-    assert guest.arrivals(kind="tcp") == []
+    assert guest.said_outside == []
 
 
 @BOTH
@@ -277,7 +277,7 @@ def test_an_address_in_the_place_of_a_name(guest_of: GuestOf, address: Address) 
     for port in (81, 8443, 65535):
         with refused():
             guest.say(address, port, b"here")
-    assert guest.arrivals(kind="tcp") == []
+    assert guest.said_outside == []
 
 
 @BOTH
@@ -318,7 +318,7 @@ def test_who_does_not_say_its_name_is_refused(
         guest.say(address, port)
     assert SPEAK_S - 0.1 < time.monotonic() - began < PATIENCE_S
     assert guest.decided(kind="flow").rule == "silent"
-    assert guest.arrivals(kind="tcp") == []
+    assert guest.said_outside == []
 
 
 MISSPOKEN = {
@@ -351,7 +351,7 @@ def test_http_that_could_be_read_in_two_ways(
         guest.say(address, HTTP, MISSPOKEN[wrong].format(name=NAME, other=OTHER).encode())
     refusal = guest.decided(kind="flow")
     assert (refusal.verdict, refusal.rule) == ("deny", "unreadable")
-    assert guest.arrivals(kind="tcp") == []
+    assert guest.said_outside == []
 
 
 @BOTH
@@ -599,7 +599,7 @@ def test_a_deny_by_name_ahead_of_everything(guest_of: GuestOf, address: Address)
             guest.http(where, name)
     with refused():
         guest.https(address, "cdn.pkg.test")
-    assert len(guest.arrivals(kind="tcp")) == 0
+    assert guest.said_outside == []
     assert {d.rule_index for d in guest.told(5, kind="flow", verdict="deny")} == {0, 1}
     assert_no_such_name(guest.ask(OTHER))
     assert guest.http(address, "cdn.pkg.test")["server"] == "allowed"

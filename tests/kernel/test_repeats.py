@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from guestnet.dns import GRACE_S, Pins
 from guestnet.flow.reactor import Reactor
 from guestnet.gateway.asking import Asking
-from guestnet.gateway.doorway import Doorway
+from guestnet.gateway.doorway import service
 from guestnet.gateway.guests import Guest, Guests
 from guestnet.gateway.messages import AddPins, Message, SetGuest, SetNetwork, SetPlaces
 from guestnet.gateway.pinning import GUEST_PINS, Pinning
@@ -68,9 +68,11 @@ class Resolver:
         self.reactor = Reactor(on_error=self.failures.append)
         self.guests = Guests(Pins())
         self.pinning = Pinning(self.reactor, self.guests, self.sent.append)
-        self.doorway = Doorway.open(1)[0]
+        ((udp,), (tcp,)) = (service(kind, 1) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM))
+        self.doors = (*udp, *tcp)
+        self.port = udp[0].getsockname()[1]
         self.resolving = Reading(
-            self.reactor, self.doorway.resolver_udp, self.doorway.resolver_tcp, self.guests,
+            self.reactor, udp, tcp, self.guests,
             Asking(self.reactor, Secure(self.reactor)), self.pinning, self.told.append,
         )  # fmt: skip
         self.clients: dict[tuple[str, str], socket.socket] = {}
@@ -91,7 +93,8 @@ class Resolver:
     def close(self) -> None:
         for each in (*self.clients.values(), self._upstream):
             each.close()
-        self.doorway.close()
+        for door in self.doors:
+            door.close()
         self.reactor.close()
 
     def guest(self, policy: str, *addresses: str, id: str = "vm") -> Guest:
@@ -149,7 +152,7 @@ class Resolver:
             made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             made.bind((source, 0))
             # Connected: it hears nothing that comes from any other address.
-            made.connect((to, self.doorway.ports.resolver_udp))
+            made.connect((to, self.port))
             self.clients[source, to] = made
         client = self.clients[source, to]
         client.send(wire)

@@ -1,7 +1,7 @@
 """A connection through guestnet comes to the same as one without it, step by step.
 
 Each script is played once over a cable and once by a guest, and both ends observe the same: bytes,
-ends, errors, urgent marks, in the same order. What differs is in `test_unlike_direct.py`.
+ends, errors, urgent marks, in the same order. Who is not there is in `test_nobody_there.py`.
 """
 
 from __future__ import annotations

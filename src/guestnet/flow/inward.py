@@ -11,9 +11,10 @@ import struct
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from .packets import HEAD_BYTES, ICMP, ICMP6, UDP, header, icmp
+
 Address = IPv4Address | IPv6Address
 
-UDP, ICMP, ICMP6 = 17, 1, 58
 #: Echo requests and replies: by IP version.
 ECHO_REQUEST, ECHO_REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
 #: (type, code) of "port unreachable", and of "fragmentation needed" or "packet too big".
@@ -21,10 +22,8 @@ PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
 TOO_BIG = {4: (3, 4), 6: (2, 0)}
 #: Of a datagram, what an error about it quotes; any host recognises its flow by that.
 QUOTED_BYTES = 512
-_HOPS = 64
 _FRAGMENT, _MORE = 44, 0x2000
 _UDP = struct.Struct("!HHHH")
-_HEAD_BYTES = {4: 20, 6: 40}
 
 
 class Inward:
@@ -59,7 +58,8 @@ class Inward:
     def echo_reply(self, rest: bytes) -> bytes:
         """An answer to a ping; `rest` is what follows the identifier: sequence and payload."""
         kind = ECHO_REPLY[self._version]
-        return self._icmp(struct.pack("!BBHH", kind, 0, 0, self.guest_port) + rest)
+        message = struct.pack("!BBHH", kind, 0, 0, self.guest_port) + rest
+        return icmp(message, self.here, self.guest)
 
     def error(self, kind: int, code: int, info: int, quoted: bytes, *, echo: bool = False) -> bytes:
         """An ICMP error about what the guest sent; `info` is an MTU, or 0."""
@@ -71,40 +71,16 @@ class Inward:
             head = _UDP.pack(self.guest_port, self.here_port, size, 0)
             protocol = UDP
         sent = head + quoted[:QUOTED_BYTES]
-        about = self._header(protocol, len(sent), to_guest=False) + sent
+        about = header(protocol, len(sent), self.guest, self.here) + sent
         word = struct.pack("!I", info & (0xFFFF if self._version == 4 else 0xFFFFFFFF))
-        return self._icmp(struct.pack("!BBH", kind, code, 0) + word + about)
-
-    def _icmp(self, message: bytes) -> bytes:
-        low = self._version == 4
-        head = self._header(ICMP if low else ICMP6, len(message))
-        # ICMPv6's checksum covers a pseudo header, ICMP's does not.
-        ends = (
-            0
-            if low
-            else len(message)
-            + ICMP6
-            + sum(int.from_bytes(each.packed, "big") for each in (self.here, self.guest))
-        )
-        number = int.from_bytes(message, "big") << 8 * (len(message) & 1)
-        check = 65535 - (ends + number) % 65535
-        return head + message[:2] + struct.pack("!H", check) + message[4:]
-
-    def _header(self, protocol: int, size: int, *, to_guest: bool = True) -> bytes:
-        ends = (self.here, self.guest) if to_guest else (self.guest, self.here)
-        if self._version == 6:
-            words = struct.pack("!IHBB", 6 << 28, size, protocol, _HOPS)
-            return words + ends[0].packed + ends[1].packed
-        words = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, _HOPS, protocol, 0)
-        header = words + ends[0].packed + ends[1].packed
-        check = 65535 - int.from_bytes(header, "big") % 65535
-        return header[:10] + struct.pack("!H", check) + header[12:]
+        message = struct.pack("!BBH", kind, code, 0) + word + about
+        return icmp(message, self.here, self.guest)
 
 
 def fragments(packet: bytes, size: int, number: int) -> Iterator[bytes]:
     """A packet in pieces of at most `size` bytes each, which bear the identification `number`."""
     version = packet[0] >> 4
-    head, body = packet[: _HEAD_BYTES[version]], packet[_HEAD_BYTES[version] :]
+    head, body = packet[: HEAD_BYTES[version]], packet[HEAD_BYTES[version] :]
     room = (size - len(head) - (8 if version == 6 else 0)) & ~7
     for start in range(0, len(body), room):
         part = body[start : start + room]

@@ -98,9 +98,27 @@ class Deciding:
             return Listen()
         return self._by_pins(now)
 
+    def presumed(self, now: float) -> Ruling | None:
+        """Where the flow goes unless the client, who is yet to be heard, says otherwise.
+
+        `None` where nothing says that it may go anywhere. Nothing is decided by it.
+        """
+        if self._stands_for:
+            return None
+        names = self._guests.pins.names_of(self.guest.id, self.address, now)
+        agreed = self._guests.decide_pinned(self.guest, self.address, self.port, names)
+        if agreed is not None:
+            verdict, name = agreed
+            self.name = verified(name)
+        elif names:
+            return None
+        else:
+            verdict = self.verdict_now()
+        return self._ruled(verdict) if is_allowed(verdict) else None
+
     def heard(self, first: First, now: float) -> Step:
         """The client said whom it means: that name decides, if the address is really its."""
-        self._first = first
+        self._first, self.name = first, None
         spoken = first.name
         if self._stands_for:
             return self._by_synthetic(spoken)
@@ -122,6 +140,7 @@ class Deciding:
 
     def unheard(self, unheard: Unheard) -> Ruling:
         """No name can be known: refused, or told only where the policy reports."""
+        self.name = None
         if self._is_enforced:
             return refused(unheard.rule, unheard.reason)
         reason = f"{unheard.rule}: {unheard.reason}"

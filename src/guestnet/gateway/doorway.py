@@ -1,8 +1,9 @@
 """The sockets at which guests' flows arrive. The daemon opens them and keeps them.
 
-They outlive a worker that crashed: what arrives in between waits in their queues. All workers'
-doors have the same ports (SO_REUSEPORT), and the kernel chooses between them by a flow's addresses
-and ports: whatever is one flow stays at one worker.
+They outlive a worker that crashed: what arrives in between waits in their queues. Whatever is one
+flow stays at one worker. Connections knock first (`ruleset.knocking`), at whichever worker's their
+ends lead to, and come in by that worker's own doors. The other doors of all workers have the same
+ports (SO_REUSEPORT), and the kernel chooses between them by a flow's addresses and ports.
 
 Some can do what their holder may not: those that take datagrams for other addresses, and those that
 answer in the name of others (`transparent`).
@@ -12,26 +13,32 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Self
 
 from ..errors import HostError
 from ..flow.options import prepare
+from ..kernel.packetlog import open_log
 from ..ruleset.doors import Doors
-from .service_class import hear_class
+from ..ruleset.knocking import SYN_BYTES
+from ..ruleset.names import KNOCK_GROUP, KNOCK_GROUPS, MARK_ANSWER, MARK_WORKER
 from .transparent import (
-    answering,
     answering_as_one,
     answering_datagrams,
     echo_door,
     make_transparent,
     raw_pair,
+    writing,
 )
 
 #: Connections that wait to be accepted, while a worker is busy or being restarted.
 BACKLOG = 4096
 #: Ports of peers, first come, from which many datagrams are sent to guests at once.
 ANSWERING_PORTS = 8
+#: What one that knocks takes of a socket's room until it is read.
+KNOCK_ROOM_BYTES = 512
 #: Ports tried until one is free for both families.
 _ATTEMPTS = 16
 #: linux/in.h, in6.h
@@ -42,7 +49,10 @@ _IP_PKTINFO, _IPV6_RECVPKTINFO = 8, 49
 class Doorway:
     """One worker's listening sockets: for each service one of IPv4, and one of IPv6 where it is."""
 
+    #: Connections that were let in; who knocks; and raw sockets by which it is let in or refused.
     relay: tuple[socket.socket, ...]
+    knocks: tuple[socket.socket, ...]
+    porter: tuple[socket.socket, ...]
     resolver_udp: tuple[socket.socket, ...]
     resolver_tcp: tuple[socket.socket, ...]
     #: Where datagrams and echo requests are relayed: guests' datagrams to others, their echo
@@ -66,14 +76,23 @@ class Doorway:
         """
         opened: list[list[tuple[socket.socket, ...]]] = []
         try:
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                opened.append(_service(kind, workers))
+            opened.append([])
+            for _ in range(workers):
+                opened[-1] += service(socket.SOCK_STREAM, 1)
+            opened.append([])
+            for number in range(workers):
+                opened[-1].append(_knocks(number, workers))
+            opened.append([])
+            for number in range(workers):
+                opened[-1].append(raw_pair(partial(writing, MARK_WORKER + number)))
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                opened.append(service(kind, workers))
             if datagrams:
                 others: list[tuple[socket.socket, ...]] = [()] * (workers - 1)
-                opened.append([*_service(socket.SOCK_DGRAM, 1), *others])
+                opened.append([*service(socket.SOCK_DGRAM, 1), *others])
                 for door in opened[-1][0]:
                     make_transparent(door)
-                for made_by in (echo_door, answering, answering_datagrams):
+                for made_by in (echo_door, partial(writing, MARK_ANSWER), answering_datagrams):
                     opened.append([raw_pair(made_by), *others])
                 opened.append([(), *others])
                 for _ in range(ANSWERING_PORTS if apart else 0):
@@ -84,16 +103,6 @@ class Doorway:
                     _close(sockets)
             raise
         return tuple(cls(*each) for each in zip(*opened, strict=True))
-
-    @property
-    def ports(self) -> Doors:
-        """Where they listen."""
-        return Doors(
-            relay_tcp=self.relay[0].getsockname()[1],
-            resolver_udp=self.resolver_udp[0].getsockname()[1],
-            resolver_tcp=self.resolver_tcp[0].getsockname()[1],
-            relay_udp=self.relay_udp[0].getsockname()[1] if self.relay_udp else None,
-        )
 
     @property
     def descriptors(self) -> dict[str, list[int]]:
@@ -119,12 +128,39 @@ class Doorway:
             _close(getattr(self, service.name))
 
 
+def doors_of(doorways: Sequence[Doorway]) -> Doors:
+    """Where all workers' listen."""
+    first = doorways[0]
+    return Doors(
+        relay_tcp=tuple(_port(each.relay) for each in doorways),
+        resolver_udp=_port(first.resolver_udp),
+        resolver_tcp=_port(first.resolver_tcp),
+        relay_udp=_port(first.relay_udp) if first.relay_udp else None,
+    )
+
+
+def _port(sockets: tuple[socket.socket, ...]) -> int:
+    return int(sockets[0].getsockname()[1])
+
+
+def _knocks(number: int, workers: int) -> tuple[socket.socket, ...]:
+    """A worker's share of the groups."""
+    opened: list[socket.socket] = []
+    try:
+        for group in range(number, KNOCK_GROUPS, workers):
+            opened.append(open_log(KNOCK_GROUP + group, SYN_BYTES, KNOCK_ROOM_BYTES))
+    except BaseException:
+        _close(tuple(opened))
+        raise
+    return tuple(opened)
+
+
 def _close(sockets: tuple[socket.socket, ...]) -> None:
     for each in sockets:
         each.close()
 
 
-def _service(kind: int, workers: int) -> list[tuple[socket.socket, ...]]:
+def service(kind: int, workers: int) -> list[tuple[socket.socket, ...]]:
     """One port in both families, for each worker."""
     for _attempt in range(_ATTEMPTS):
         opened = [_bound(socket.AF_INET, kind, 0)]
@@ -171,7 +207,6 @@ def _bound(family: int, kind: int, port: int) -> socket.socket:
         if kind == socket.SOCK_STREAM:
             prepare(made)  # what is accepted has its listener's options
             _do_not_pace(made)
-            hear_class(made)
             made.bind(("", port))
             made.listen(BACKLOG)
         else:

@@ -50,10 +50,16 @@ def is_no_way(error: OSError) -> bool:
     return error.errno in _NO_WAY
 
 
-def no_way(error: OSError, version: int, about: bytes) -> Problem | None:
+def problem_of(error: OSError, version: int) -> tuple[int, int] | None:
     """What a router would say that had this error; None for any that is not about the way."""
     found = _NO_WAY.get(error.errno or 0)
-    return None if found is None else Problem(*found[version], 0, about, is_local=True)
+    return None if found is None else found[version]
+
+
+def no_way(error: OSError, version: int, about: bytes) -> Problem | None:
+    """The same as the problem of what was sent."""
+    found = problem_of(error, version)
+    return None if found is None else Problem(*found, 0, about, is_local=True)
 
 
 def read_problem(version: int, said: Ancillary, about: bytes) -> Problem | None:

@@ -6,44 +6,10 @@ What is forwarded keeps its DSCP, so what is relayed does too: that of the guest
 from __future__ import annotations
 
 import socket
-import struct
 from contextlib import suppress
 
-#: linux/in.h; in6.h (IPV6_2292PKTOPTIONS is what TCP answers)
-_IP_TOS, _IP_PKTOPTIONS, _IP_RECVTOS = 1, 9, 13
-_IPV6_PKTOPTIONS, _IPV6_RECVTCLASS, _IPV6_TCLASS = 6, 66, 67
-#: struct cmsghdr: its length, level and type.
-_HEADER = struct.Struct("@Nii")
-#: Bytes asked for: one control message with an integer.
-_ROOM = 32
-#: The two lowest bits are the connection's own (ECN, RFC 3168).
-_DSCP = 0xFC
-
-
-def hear_class(listener: socket.socket) -> None:
-    """Have the kernel remember the class of what the listener accepts."""
-    if listener.family == socket.AF_INET6:
-        listener.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
-    else:
-        listener.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
-
-
-def class_of(accepted: socket.socket, version: int) -> int:
-    """What the first packet of an accepted connection asked for: DSCP in the upper six bits.
-
-    `version` is its IP's.
-    """
-    try:
-        if version == 6:
-            raw = accepted.getsockopt(socket.IPPROTO_IPV6, _IPV6_PKTOPTIONS, _ROOM)
-        else:
-            raw = accepted.getsockopt(socket.IPPROTO_IP, _IP_PKTOPTIONS, _ROOM)
-    except OSError:
-        return 0
-    if len(raw) < _HEADER.size + 4:
-        return 0
-    (value,) = struct.unpack_from("@i", raw, _HEADER.size)
-    return int(value) & _DSCP
+#: linux/in.h, in6.h
+_IP_TOS, _IPV6_TCLASS = 1, 67
 
 
 def set_class(server: socket.socket, value: int) -> None:

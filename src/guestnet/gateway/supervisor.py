@@ -15,6 +15,7 @@ from dataclasses import replace
 from ..model import Attachment, Decision, NetworkSpec
 from ..naming import Upstream
 from ..ruleset.doors import Doors
+from .doorway import doors_of
 from .messages import (
     AddPins,
     Address,
@@ -93,7 +94,7 @@ class Gateway:
     @property
     def doors(self) -> Doors:
         """The ports that flows are redirected to."""
-        return self._handed.doorways[0].ports
+        return doors_of(self._handed.doorways)
 
     @property
     def pids(self) -> tuple[int, ...]:

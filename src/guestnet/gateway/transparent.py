@@ -1,7 +1,8 @@
 """Sockets that take what is for others and answer in their name; opening them needs rights.
 
 What is sent by any of them bears a mark that its holder cannot change (SO_MARK), and the rules let
-such packets go to guests only, within flows that these began.
+such packets go to guests only, within flows that these began; or, by another mark, be what
+`ruleset.knocking` says.
 """
 
 from __future__ import annotations
@@ -109,11 +110,11 @@ def _filter(made: socket.socket, *program: tuple[int, int, int, int]) -> None:
     made.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
 
 
-def answering(family: int) -> socket.socket:
-    """Sends whole packets, from the IP header on; the mark says that they are answers."""
+def writing(mark: int, family: int) -> socket.socket:
+    """Sends whole packets, from the IP header on; the mark says what they may be."""
     made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK_ANSWER)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
     except OSError:

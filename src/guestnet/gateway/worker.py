@@ -105,7 +105,7 @@ class Worker:
         means = Means(self.reactor, self.guests, relay, lookup.resolve, self.tell)
         # Two descriptors each: an eighth of what there may be is one guest's, at all workers.
         guest_flows = min(GUEST_FLOWS, files // 16) // workers
-        self.relaying = Relaying(doorway.relay, means, guest_flows=guest_flows)
+        self.relaying = Relaying(doorway, means, guest_flows=guest_flows)
         self.reactor.call_later(EXPIRE_S, self._expire)
         self.reactor.add(control.fileno(), self._on_control, select.EPOLLIN | select.EPOLLRDHUP)
 

@@ -170,7 +170,7 @@ class Flows:
         return (
             event.is_redirected
             and doors is not None
-            and event.responder_port in (doors.relay_tcp, doors.resolver_tcp, doors.resolver_udp)
+            and event.responder_port in (*doors.relay_tcp, doors.resolver_tcp, doors.resolver_udp)
         )
 
     def _beginning(self, event: FlowEvent, part: _Part) -> Decision:

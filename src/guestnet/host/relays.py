@@ -12,7 +12,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from ..errors import HostError
-from ..gateway.doorway import Doorway
+from ..gateway.doorway import Doorway, doors_of
 from ..gateway.process import Handed
 from ..gateway.supervisor import Gateway, default_workers
 from ..kernel.interface import Site
@@ -103,9 +103,15 @@ class Relays:
 
     def close(self) -> None:
         """End the gateway; named flows are refused until there is one again."""
-        if self.gateway is not None:
-            self.gateway.close()
-            self.gateway = None
+        if self.gateway is None:
+            return
+        self._ledger.doors = None
+        try:
+            self._site.perform([SetPlaces(self._places())])
+        except HostError as error:  # a site that is gone already
+            logger.warning("connections by name are not refused, but unanswered: %s", error)
+        self.gateway.close()
+        self.gateway = None
 
     def _started(self) -> Gateway:
         if self.gateway is None:
@@ -116,9 +122,9 @@ class Relays:
             doorways = self._site.within(opened)
             handed = Handed.open(doorways, self._site.netns_fd)
             try:
-                self._ledger.doors = handed.doorways[0].ports
-                places = self._ledger.places(self._site.outlook.surroundings().addresses)
-                self._site.perform([SetPlaces(places)])
+                self._ledger.doors = doors_of(doorways)
+                self._site.steer(wanted=True)
+                self._site.perform([SetPlaces(self._places())])
             except BaseException:
                 self._ledger.doors = None
                 handed.close()
@@ -126,6 +132,9 @@ class Relays:
             self.gateway = Gateway(handed, self._pins.add, self._on_decision)
             self.gateway.come(self._ledger.attachments())
         return self.gateway
+
+    def _places(self) -> str:
+        return self._ledger.places(self._site.outlook.surroundings().addresses)
 
     def _tell_guest(self, gateway: Gateway, attachment: Attachment) -> None:
         network = self._ledger.network(attachment.network)

@@ -118,9 +118,10 @@ class Upkeep:
         self._sysctls.make(self._site.sysctls.forwarding_changes(egress, sorted(versions)))
 
     def _steer(self) -> None:
-        """Have datagrams delivered here that are for others, where some are taken over."""
+        """Have delivered here what is for others, where some of it is taken over."""
         networks = self._ledger.networks.values()
-        if self._site.relays_all or any(network.spec.synthetic for network in networks):
+        synthetic = any(network.spec.synthetic for network in networks)
+        if self._site.relays_all or synthetic or self._ledger.doors is not None:
             self._site.steer(wanted=True)
 
     def _accept_in_foreign_filters(self) -> None:

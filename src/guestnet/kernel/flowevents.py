@@ -17,12 +17,13 @@ from ipaddress import IPv4Address, IPv6Address
 from ..errors import HostError
 from ..ruleset.telling import LOG_GROUP, SNAPLEN
 from . import netlink as nl
-from .netlink import Message, NetlinkSocket, attribute
+from .netlink import NetlinkSocket
+from .packetlog import LOGGED, PAYLOAD, binding
 
 Address = IPv4Address | IPv6Address
 
 _NETLINK_ADD_MEMBERSHIP = 1
-_SUBSYS_CTNETLINK, _SUBSYS_ULOG = 1, 4
+_SUBSYS_CTNETLINK = 1
 _GROUP_NEW, _GROUP_DESTROY = 1, 3
 _CT_NEW, _CT_DELETE = 0, 2
 _CTA_ORIG, _CTA_REPLY, _CTA_STATUS = 1, 2, 3
@@ -35,10 +36,7 @@ _COUNTER_BYTES = 2
 _STAMP_START, _STAMP_STOP = 1, 2
 _IPS_DST_NAT = 1 << 5
 
-_LOG_PACKET, _LOG_CONFIG = 0, 1
-_CFG_COMMAND, _CFG_MODE, _CFG_TIMEOUT, _CFG_THRESHOLD = 1, 2, 4, 5
-_COMMAND_BIND, _COPY_PACKET = 1, 2
-_LOG_HEADER, _LOG_DEVICE, _LOG_PORT, _LOG_PAYLOAD, _LOG_PREFIX = 1, 4, 6, 9, 10
+_LOG_HEADER, _LOG_DEVICE, _LOG_PORT, _LOG_PREFIX = 1, 4, 6, 10
 #: The kernel hands logged packets over by the so many, or after so long (hundredths of a second).
 _LOG_BATCH, _LOG_WAIT = 32, 5
 
@@ -103,7 +101,8 @@ class FlowEvents:
             try:
                 self._flows.join(_GROUP_NEW)
                 self._flows.join(_GROUP_DESTROY)
-                self._refusals.request(list(_log_configuration()))
+                bound = binding(LOG_GROUP, SNAPLEN, _LOG_BATCH, _LOG_WAIT)
+                self._refusals.request(bound)
             except BaseException:
                 self._refusals.close()
                 raise
@@ -178,18 +177,6 @@ class _Listener(NetlinkSocket):
         return nl.read_u32(memory[_MEMINFO_DROPS * 4 :])
 
 
-def _log_configuration() -> Iterator[Message]:
-    for payload in (
-        attribute(_CFG_COMMAND, struct.pack("=B", _COMMAND_BIND)),
-        attribute(_CFG_MODE, struct.pack("!IBx", SNAPLEN, _COPY_PACKET))
-        + nl.be32(_CFG_TIMEOUT, _LOG_WAIT)
-        + nl.be32(_CFG_THRESHOLD, _LOG_BATCH),
-    ):
-        header = struct.pack("!BBH", socket.AF_UNSPEC, 0, LOG_GROUP)
-        kind = _SUBSYS_ULOG << 8 | _LOG_CONFIG
-        yield Message(kind, 0, header + payload, "nfnetlink_log bind", f"group {LOG_GROUP}")
-
-
 # -- connection tracking -----------------------------------------------------------------------
 
 
@@ -262,14 +249,14 @@ def _duration_s(data: bytes | None) -> float:
 
 def read_refusal(kind: int, body: bytes) -> RefusedPacket | None:
     """A logged packet; `None` for other messages."""
-    if kind != _SUBSYS_ULOG << 8 | _LOG_PACKET:
+    if kind != LOGGED:
         return None
     parts = nl.attributes(body, 4)
     prefix = nl.zero_terminated(parts.get(_LOG_PREFIX, b""))
     ethertype = _number(parts.get(_LOG_HEADER, b"")[:2])
     # Of a frame in a bridge `_LOG_DEVICE` is the bridge, and this the port.
     device = _number(parts.get(_LOG_PORT) or parts.get(_LOG_DEVICE))
-    packet = parts.get(_LOG_PAYLOAD, b"")
+    packet = parts.get(PAYLOAD, b"")
     if ethertype == _ETH_IPV4:
         read = read_ipv4(packet)
     elif ethertype == _ETH_IPV6:

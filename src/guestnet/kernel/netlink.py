@@ -160,6 +160,11 @@ class NetlinkSocket:
         """Give the descriptor back; a second call does nothing."""
         self._socket.close()
 
+    def detach(self) -> socket.socket:
+        """The socket itself, to be read without waiting; this object is closed."""
+        self._socket.setblocking(False)
+        return socket.socket(fileno=self._socket.detach())
+
     def __enter__(self) -> NetlinkSocket:
         return self
 

@@ -1,8 +1,8 @@
-"""The route by which packets for other addresses are delivered here: `ip rule` and local routes.
+"""The routes by which packets of guests are delivered here: `ip rule` and local routes.
 
-A transparent proxy needs it (Documentation/networking/tproxy.rst): what bears our mark is looked up
-in a table of ours, in which every address is local. Nothing else has the mark, so nobody else's
-routing changes.
+A transparent proxy needs one (Documentation/networking/tproxy.rst): what bears our mark is looked
+up in a table of ours, in which every address is local. Nothing else has the mark, so nobody else's
+routing changes. Another makes the addresses local at which guests' connections are let in.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, AF_INET6, if_nametoindex
 
-from ..ruleset.names import MARK_TAKEN
+from ..ruleset.names import DOOR_ADDRESSES, MARK_TAKEN
 from . import netlink as nl
 from .netlink import Message, NetlinkSocket, attribute, u32
 from .route import RTM_DELROUTE, RTM_NEWROUTE, RTN_LOCAL, RTPROT_GUESTNET
@@ -22,8 +22,8 @@ from .route import RTM_DELROUTE, RTM_NEWROUTE, RTN_LOCAL, RTPROT_GUESTNET
 _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 16, 21
 _FR_ACT_TO_TBL = 1
-_RTA_OIF, _RTA_TABLE = 4, 15
-_RT_SCOPE_HOST = 254
+_RTA_DST, _RTA_OIF, _RTA_TABLE = 1, 4, 15
+_RT_SCOPE_HOST, _RT_TABLE_LOCAL = 254, 255
 _RULE = struct.Struct("=BBBBBBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
@@ -34,11 +34,15 @@ PRIORITY = 231
 
 #: A kernel without the family has no rules of it.
 _NO_FAMILY = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
-_EVERYTHING = {AF_INET: IPv4Network("0.0.0.0/0"), AF_INET6: IPv6Network("::/0")}
+#: By the mark, and by themselves.
+_DELIVERED: dict[int, tuple[IPv4Network | IPv6Network, IPv4Address | IPv6Address]] = {
+    AF_INET: (IPv4Network("0.0.0.0/0"), DOOR_ADDRESSES[4]),
+    AF_INET6: (IPv6Network("::/0"), DOOR_ADDRESSES[6]),
+}
 
 
 def steer(route: NetlinkSocket) -> None:
-    """Have packets with the mark delivered here; what stands already is no error."""
+    """Have what has the mark or is for the doors delivered here; what stands is no error."""
     route.request(list(_messages(_RTM_NEWRULE, RTM_NEWROUTE)))
 
 
@@ -52,13 +56,18 @@ def _messages(rule: int, way: int) -> Iterable[Message]:
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL if new else 0
     fine = (errno.EEXIST, *_NO_FAMILY) if new else (errno.ENOENT, errno.ESRCH, *_NO_FAMILY)
     loopback = if_nametoindex("lo")
-    for family, everything in _EVERYTHING.items():
+    for family, (everything, door) in _DELIVERED.items():
         # The route first: a mark without one would go on to the next table.
-        kind = RTN_LOCAL if new else 0
+        kind, call = RTN_LOCAL if new else 0, "RTM_NEWROUTE" if new else "RTM_DELROUTE"
         body = _ROUTE.pack(family, 0, 0, 0, 0, RTPROT_GUESTNET, _RT_SCOPE_HOST, kind, 0)
         body += u32(_RTA_TABLE, TABLE) + u32(_RTA_OIF, loopback)
-        words = f"local {everything} table {TABLE}"
-        yield Message(way, flags, body, "RTM_NEWROUTE" if new else "RTM_DELROUTE", words, fine)
+        yield Message(way, flags, body, call, f"local {everything} table {TABLE}", fine)
+        body = _ROUTE.pack(
+            family, door.max_prefixlen, 0, 0, _RT_TABLE_LOCAL, RTPROT_GUESTNET, _RT_SCOPE_HOST,
+            kind, 0,
+        )  # fmt: skip
+        body += attribute(_RTA_DST, door.packed) + u32(_RTA_OIF, loopback)
+        yield Message(way, flags, body, call, f"local {door}", fine)
         body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, _FR_ACT_TO_TBL, 0)
         body += u32(_FRA_PRIORITY, PRIORITY) + u32(_FRA_FWMARK, MARK_TAKEN)
         body += u32(_FRA_FWMASK, 0xFFFFFFFF) + u32(_FRA_TABLE, TABLE)

@@ -38,6 +38,7 @@ from collections.abc import Iterable
 
 from ..address import SYNTHETIC_IPV4, SYNTHETIC_IPV6
 from ..policy import Group, static_ranges, teredo_ranges, unroutable_groups
+from .knocking import FROM_GATEWAY, KNOCK, KNOCKING
 from .names import (
     EGRESS_DISPATCH,
     GROUP_PORT,
@@ -53,7 +54,7 @@ from .names import (
 )
 from .relayed import ANSWER_RULES, QUESTIONS, RELAYED, TAKING_CHAINS
 from .sets import interval_set, range4, range6
-from .telling import FORGING, PASS_EGRESS, TELLING, UNTOLD
+from .telling import FORGING, PASS_EGRESS, TELLING
 
 #: Groups that rules can name and whose addresses are the same on every machine.
 STATIC_GROUPS = (
@@ -73,8 +74,8 @@ _CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
 _BEFORE_DEFRAGMENTATION = -450
 #: Raised when policies compile to other rules under the same names: an upgrade writes them anew.
 POLICY_FORMAT = 3
-#: The ports at which the gateway listens stand in maps; without one nothing is handed over.
-TO_RELAY = f"{UNTOLD} redirect to :meta l4proto map @relay_door"
+#: Nothing comes back from there.
+TO_RELAY = f"jump {KNOCK}"
 
 
 def set_word(group: Group) -> str:
@@ -162,7 +163,6 @@ _INET_CHAINS = f"""
   set live4 {{ type ipv4_addr . ipv4_addr; }}
   set live6 {{ type ipv6_addr . ipv6_addr; }}
   set isolated {{ type ifname . ifname; }}
-  map relay_door {{ type inet_proto : inet_service; }}
   map resolver_door {{ type inet_proto : inet_service; }}
   set doors {{ type inet_proto . inet_service; }}
   set seen4 {{ type ipv4_addr . ipv4_addr . inet_service; size {SEEN_SET_SIZE}; \
@@ -179,7 +179,7 @@ flags dynamic,timeout; timeout 7d; }}
   chain invalid {{
     counter name invalid drop
   }}
-{TELLING}  chain {EGRESS_DISPATCH} {{
+{TELLING}{KNOCKING}  chain {EGRESS_DISPATCH} {{
   }}
   chain {INGRESS_DISPATCH} {{
   }}
@@ -276,7 +276,7 @@ counter name spoofed_ipv6 drop
     type filter hook output priority filter; policy accept;
     meta oifgroup {GROUP_RETIRED:#x} counter name retired drop
     meta oifgroup {POLICED} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-{ANSWER_RULES}    meta oifgroup {POLICED} jump to_guest
+{FROM_GATEWAY}{ANSWER_RULES}    meta oifgroup {POLICED} jump to_guest
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;

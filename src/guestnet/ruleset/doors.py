@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Doors:
     """The ports at which a gateway takes over flows, of every address of the site."""
 
-    relay_tcp: int
+    #: Each worker's.
+    relay_tcp: tuple[int, ...]
     resolver_udp: int
     resolver_tcp: int
     #: Where there is one: the relayed manner's, whose datagrams keep their destination.

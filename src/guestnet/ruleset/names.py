@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
 
 TABLE = "guestnet"
 
@@ -27,6 +28,17 @@ NOT_POLICED = f"and {GROUP_POLICED_MASK:#x} != {GROUP_ROUTED:#x}"
 #: `relayed`), and of what the gateway answers for others. The first byte is that of our routes'
 #: protocol; the higher ones are left to tools that use bits of the mark.
 MARK_ASKED, MARK_TAKEN, MARK_ANSWER = 0xE6, 0xE7, 0xE8
+
+#: What a worker of the gateway writes about guests' connections bears this mark and its number.
+MARK_WORKER, MARK_WORKER_MASK, MOST_WORKERS = 0xD0, 0xF0, 16
+#: The first of the nfnetlink_log groups at which guests' connections knock, and their number.
+KNOCK_GROUP, KNOCK_GROUPS = 0x6750, 16
+#: Where guests' connections are let in: local here, and nobody's anywhere else (unassigned ones of
+#: IANA's special addresses, and of the discard prefix: RFC 6890 and 6666).
+DOOR_ADDRESSES: dict[int, IPv4Address | IPv6Address] = {
+    4: IPv4Address("192.0.0.11"),
+    6: IPv6Address("100::b"),
+}
 
 #: The prefix of device names that guestnet chooses, as nft and iptables both match it.
 DEVICE_PREFIX = "gn"

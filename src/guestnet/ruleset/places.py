@@ -18,6 +18,7 @@ from typing import Any
 
 from ..policy import embed_ranges
 from .doors import Doors
+from .knocking import knock_text
 from .names import TABLE
 from .relayed import Manner, manner_text
 from .sets import range4, range6
@@ -41,10 +42,9 @@ _SETS = (
     "synthetic4",
     "synthetic6",
     "doors",
-    "relay_door",
     "resolver_door",
 )
-_MAPS = ("relay_door", "resolver_door")
+_MAPS = ("resolver_door",)
 _IPV4_MASK = 0xFFFFFFFF
 
 
@@ -114,10 +114,9 @@ def places_text(
         if isinstance(address, IPv4Address):
             _embedded(int(address), int(address), members["host_embedded6"], members["host_teredo"])
     if doors is not None:
-        members["relay_door"] = [f"tcp : {doors.relay_tcp}"]
         members["resolver_door"] = [f"udp : {doors.resolver_udp}", f"tcp : {doors.resolver_tcp}"]
         members["doors"] = [
-            f"tcp . {doors.relay_tcp}",
+            *(f"tcp . {port}" for port in doors.relay_tcp),
             f"udp . {doors.resolver_udp}",
             f"tcp . {doors.resolver_tcp}",
         ]
@@ -132,7 +131,8 @@ def places_text(
             joined = ", ".join(dict.fromkeys(listed))
             lines.append(f"add element inet {TABLE} {name} {{ {joined} }}")
     datagrams = doors.relay_udp if doors is not None else None
-    return "\n".join(lines) + "\n" + manner_text(manner, host, datagrams, told=told)
+    manners = manner_text(manner, host, datagrams, told=told)
+    return "\n".join(lines) + "\n" + knock_text(doors) + manners
 
 
 def _network_members(network: NetworkPlaces, members: dict[str, list[str]]) -> None:

@@ -28,6 +28,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from ..address import SYNTHETIC_IPV4, SYNTHETIC_IPV6
+from .knocking import KNOCK
 from .names import MARK_ANSWER, MARK_ASKED, MARK_TAKEN, NOT_POLICED, POLICED, TABLE
 from .telling import UNTOLD
 
@@ -63,8 +64,7 @@ TAKING_CHAINS = f"""
   }}
   chain redirect_taken {{
     type nat hook prerouting priority dstnat - 1; policy accept;
-    meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} meta l4proto tcp \
-{UNTOLD} redirect to :meta l4proto map @relay_door
+    meta iifgroup {POLICED} meta mark {MARK_TAKEN:#x} meta l4proto tcp jump {KNOCK}
   }}
   chain ask {{
     type filter hook prerouting priority dstnat + 1; policy accept;
