@@ -187,6 +187,15 @@ table inet witness {
 """
 
 
+#: The same of connections that go no further than to the gateway, which lets them in, or does not.
+KNOCKS = """
+add set inet guestnet passed4 { typeof ip daddr . @nh,32,16; size 65536; flags dynamic; }
+add set inet guestnet passed6 { typeof ip6 daddr . @nh,16,16; size 65536; flags dynamic; }
+insert rule inet guestnet knocked meta nfproto ipv4 update @passed4 { ip daddr . @nh,32,16 }
+insert rule inet guestnet knocked meta nfproto ipv6 update @passed6 { ip6 daddr . @nh,16,16 }
+"""
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """A packet of which the kernel and `explain` do not think the same."""
@@ -283,6 +292,7 @@ class Stage:
         self.host.create_network({"name": "net", "dns": DNS, "rest_s": 0, **network})
         self.guest = self.host.attach("g", network="net", netns=str(world.guest.path))
         self.others = {name: self._add(name, "net", text) for name, text in NEIGHBOURS.items()}
+        world.site.run(["nft", "-f", "-"], stdin=KNOCKS)
         # The default pools: the bridge's lies inside the routed one.
         other = "routed" if network["topology"] == "bridge" else "bridge"
         self.host.create_network({"name": "far", "topology": other})
@@ -353,8 +363,9 @@ class Stage:
         self._send(send, packets)
         passed = {
             (ip_address(element["concat"][0]), int(element["concat"][1]))
+            for table in ("witness", "guestnet")
             for version in (4, 6)
-            for element in self._elements(f"passed{version}")
+            for element in self._elements(table, f"passed{version}")
         }
         return [(packet.destination, packet.mark) in passed for packet in packets]
 
@@ -371,8 +382,8 @@ class Stage:
             send(Packet(source, IPv4Address("192.0.2.2"), UDP, mark=LAST_MARK))
         self._wait_for_the_last()
 
-    def _elements(self, name: str) -> list[dict[str, list[str]]]:
-        listed = self.world.site.run(["nft", "-j", "list", "set", "inet", "witness", name]).stdout
+    def _elements(self, table: str, name: str) -> list[dict[str, list[str]]]:
+        listed = self.world.site.run(["nft", "-j", "list", "set", "inet", table, name]).stdout
         for entry in json.loads(listed)["nftables"]:
             if "set" in entry:
                 found: list[dict[str, list[str]]] = entry["set"].get("elem", [])
@@ -381,9 +392,9 @@ class Stage:
 
     def _flush(self) -> None:
         """No flow is established, no packet was noted."""
-        self.world.site.run(["nft", "-f", "-"], stdin=(
-            "flush set inet witness passed4\nflush set inet witness passed6\n"
-            "reset counter inet witness last\n"))  # fmt: skip
+        sets = [(t, n) for t in ("witness", "guestnet") for n in ("passed4", "passed6")]
+        flushes = "".join(f"flush set inet {table} {name}\n" for table, name in sets)
+        self.world.site.run(["nft", "-f", "-"], stdin=f"{flushes}reset counter inet witness last\n")
         forget_all_flows(self.world.site)
 
     def count(self, name: str) -> int:

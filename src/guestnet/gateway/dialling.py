@@ -127,6 +127,8 @@ class Dialling:
 
     def _answered(self, server: socket.socket, events: int) -> None:
         code = _failure(server) if events & _FAILED else 0
+        if not code and not events & select.EPOLLOUT:
+            return  # an error on the way that is none: it still connects
         if not code:
             self._finish(Reached(server, self._open.pop(server), events))
             return
@@ -160,7 +162,8 @@ def _failure(server: socket.socket) -> int:
     try:
         server.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        return 0
+        # Not connected: what came on the way while the kernel was at it, which would try again.
+        return server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     except OSError as error:
         return error.errno or errno.EIO
     return 0
