@@ -77,11 +77,18 @@ def test_a_port_in_this_process(scene: Scene, vnet_hdr: bool) -> None:
             port = FramePort.open(attachment, vnet_hdr=vnet_hdr)
         async with port:
             assert port.mtu == 1500
-            await port.send(arp(attachment))
+            asking = asyncio.ensure_future(ask(port))
             while True:
                 frame = (await port.recv_with_header())[1] if vnet_hdr else await port.recv()
                 if ARP in Ether(frame):
+                    asking.cancel()
                     break
+
+    async def ask(port: FramePort) -> None:
+        """Again and again, as a TAP that was opened a moment ago drops what is sent to it."""
+        while True:
+            await port.send(arp(attachment))
+            await asyncio.sleep(0.5)
 
     asyncio.run(asyncio.wait_for(talk(), 20))
 
