@@ -1,4 +1,4 @@
-"""Valid inputs to begin with, made by who makes them in the field: dnspython and OpenSSL."""
+"""Valid inputs to begin with, made by who makes them in the field: dnspython, OpenSSL and scapy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ssl
 
 import dns.message
 import dns.rrset
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 
 #: Questions that responses are read for; their ids are fixed, so that runs can be repeated.
 ASKED = tuple(
@@ -181,3 +183,19 @@ def policies() -> list[bytes]:
             "allow@public:any:any,deny@multicast,deny@link-local,allow@dns",
         )
     ]
+
+
+def syns() -> list[bytes]:
+    """As Linux sends them, with Fast Open's cookie and data, with ECN, and bare."""
+    linux = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (1, 0)), ("NOP", None), ("WScale", 7)]
+    heads = (
+        IP(src="172.16.0.2", dst="93.184.216.34", flags="DF", tos=0xB8),
+        IPv6(src="fd42:6d73:62::2", dst="2606:2800:220:1::34", fl=0x12345, tc=0xB9),
+    )
+    segments = (
+        TCP(sport=40000, dport=443, seq=0x89ABCDEF, options=linux),
+        TCP(sport=40000, dport=443, seq=0xFFFFFFFF, options=[(34, b"12345678")]) / b"GET /",
+        TCP(sport=1, dport=65535, flags="SEC"),
+        TCP(sport=1, dport=22, flags="SA"),
+    )
+    return [bytes(head / segment) for head in heads for segment in segments]

@@ -28,6 +28,9 @@ import dns.name
 import dns.rdataclass
 import dns.rdatatype
 import h11
+from scapy.layers.inet import IP, TCP, in4_chksum
+from scapy.layers.inet6 import IPv6, in6_chksum
+from scapy.utils import checksum
 
 import seeds
 from guestnet.dns import (
@@ -49,6 +52,7 @@ from guestnet.errors import ConfigError
 from guestnet.flow.hello import MAX_HELLO_BYTES, Hello, NotHello, read_client_hello
 from guestnet.flow.http import MAX_HEAD_BYTES, Head, NotHttp, read_request_head
 from guestnet.flow.requests import Requests
+from guestnet.flow.syn import Syn, read_syn
 from guestnet.policy import Policy, parse_policy
 
 T = TypeVar("T")
@@ -366,6 +370,52 @@ def _requests_of_h11(data: bytes) -> list[tuple[bytes, bytes, bytes]]:
     return seen
 
 
+# -- a guest's request for a connection --------------------------------------------------------
+
+
+def check_syn(data: bytes) -> None:
+    """The reader of a SYN, and what is sent on or answered because of it."""
+    syn = timed(lambda: read_syn(data), len(data))
+    if syn is None:
+        return
+    _compare_syn(data, syn)
+    sent = _scapy(syn.packet)
+    assert bytes(sent) == syn.packet, "bytes beside the headers"
+    assert not sent[TCP].payload, "a SYN with data"
+    for each in (syn.packet, syn.reset()):
+        assert _sums_are_right(_scapy(each))
+    reset = _scapy(syn.reset())[TCP]
+    assert (reset.sport, reset.dport, str(reset.flags)) == (syn.port, syn.guest_port, "RA")
+    assert reset.ack == (syn.number + 1) % 2**32
+    error = syn.error(3, 1)
+    assert error.endswith(syn.packet)
+    assert _scapy(error).dst == syn.guest
+
+
+def _compare_syn(data: bytes, syn: Syn) -> None:
+    packet = _scapy(data)
+    if TCP not in packet:
+        return  # it says that it is shorter; the kernel logs none that does
+    segment = packet[TCP]
+    assert packet.src == syn.guest, "another guest than scapy's"
+    assert packet.dst == str(syn.address), "another address than scapy's"
+    assert (segment.sport, segment.dport, segment.seq) == (syn.guest_port, syn.port, syn.number)
+    assert set("FSRA") & set(str(segment.flags)) == {"S"}, "no SYN to scapy"
+    assert (packet.tc if IPv6 in packet else packet.tos) & 0xFC == syn.service_class
+
+
+def _sums_are_right(packet: Any) -> bool:
+    """What is summed up with a sum that is right comes to 0 (RFC 1071)."""
+    if IPv6 in packet:
+        return bool(in6_chksum(6, packet, bytes(packet[TCP])) == 0)  # type: ignore[no-untyped-call]
+    head = bytes(packet)[: packet.ihl * 4]
+    return bool(checksum(head) == 0 and in4_chksum(6, packet, bytes(packet[TCP])) == 0)
+
+
+def _scapy(data: bytes) -> Any:
+    return IPv6(data) if data[0] >> 4 == 6 else IP(data)
+
+
 # -- an owner's policy -------------------------------------------------------------------------
 
 
@@ -394,6 +444,7 @@ TARGETS = {
         Target("hello", check_hello, seeds.hellos, MAX_HELLO_BYTES + 64),
         Target("head", check_head, seeds.heads, MAX_HEAD_BYTES + 64),
         Target("requests", check_requests, seeds.requests, 4096),
+        Target("syn", check_syn, seeds.syns, 160),
         Target("policy", check_policy, seeds.policies, 4096),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -36,6 +36,9 @@ def test_seeds_and_what_chance_makes_of_them(name: str) -> None:
         ("hello", "read_client_hello", {"server_name": "b.test"}),
         ("head", "read_request_head", {"host": "b.test"}),
         ("head", "read_request_head", {"port": 7}),
+        ("syn", "read_syn", {"port": 7}),
+        ("syn", "read_syn", {"guest": "172.16.0.3"}),
+        ("syn", "read_syn", {"number": 7}),
     ],
 )
 def test_a_reader_that_reads_wrong_is_found_out(
@@ -48,7 +51,13 @@ def test_a_reader_that_reads_wrong_is_found_out(
         found = right(*arguments)
         if found is None:
             return None
-        return found._replace(**wrong) if hasattr(found, "_replace") else replace(found, **wrong)
+        if hasattr(found, "_replace"):
+            return found._replace(**wrong)
+        if is_dataclass(found) and not isinstance(found, type):
+            return replace(found, **wrong)
+        for key, value in wrong.items():
+            setattr(found, key, value)
+        return found
 
     monkeypatch.setattr(targets, reader, misread)
     target = targets.TARGETS[name]
