@@ -127,8 +127,6 @@ class Dialling:
 
     def _answered(self, server: socket.socket, events: int) -> None:
         code = _failure(server) if events & _FAILED else 0
-        if not code and not events & select.EPOLLOUT:
-            return  # an error on the way that is none: it still connects
         if not code:
             self._finish(Reached(server, self._open.pop(server), events))
             return
@@ -162,8 +160,7 @@ def _failure(server: socket.socket) -> int:
     try:
         server.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        # Not connected: what came on the way while the kernel was at it, which would try again.
-        return server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return 0
     except OSError as error:
         return error.errno or errno.EIO
     return 0

@@ -19,6 +19,9 @@ from .doorway import Doorway
 from .problems import problem_of
 
 Address = IPv4Address | IPv6Address
+#: The end that a guest asked for; and after the guest's own end, both.
+_Target = tuple[Address, int]
+_Ends = tuple[tuple[str, int], _Target | None]
 
 #: Heard or let in at a time before others get their turn.
 TURN = 64
@@ -76,8 +79,8 @@ class Door:
         self._writers = {_version(each): each for each in doorway.porter}
         #: By the flow's ends.
         self._knocks: dict[bytes, Knock] = {}
-        #: Those that are let in, and will come: by the guest's address and port.
-        self._coming: dict[tuple[str, int], Knock] = {}
+        #: Those that are let in, and will come. A guest may use a port of its for several ends.
+        self._coming: dict[_Ends, Knock] = {}
         self._is_looking = False
         for log in doorway.knocks:
             reactor.add(log.fileno(), partial(self._hear, log), select.EPOLLIN)
@@ -120,7 +123,7 @@ class Door:
         """Be done with one; a second call does nothing."""
         self._knocks.pop(knock.syn.ends, None)
         if knock.until:
-            self._coming.pop(_guest_end(knock), None)
+            self._coming.pop(_ends(knock), None)
 
     # -- who comes in ------------------------------------------------------------------------
 
@@ -128,7 +131,7 @@ class Door:
         """Send the guest's request to our own door."""
         version = knock.syn.address.version
         knock.until = self._reactor.now() + COMING_S
-        self._coming[_guest_end(knock)] = knock
+        self._coming[_ends(knock)] = knock
         try:
             self._writers[version].sendto(knock.syn.packet, (_DOORS[version], 0))
         except OSError:
@@ -164,7 +167,8 @@ class Door:
                 self._reactor.call_later(0.1, partial(self._accept, door))
                 return
             client.setblocking(False)  # accept4 could, but Python's does not
-            knock = self._coming.get(source[:2]) or self._renumbered(client, source[0])
+            target = original_destination(client)
+            knock = self._coming.get((source[:2], target)) or self._renumbered(source[0], target)
             if knock is None or knock.arrived is None:
                 close_by_reset(client)  # it was waited for in vain, or knocked at our own door
                 continue
@@ -172,11 +176,10 @@ class Door:
             knock.arrived(client)
         self._reactor.go_on(self._accept, door)
 
-    def _renumbered(self, client: socket.socket, guest: str) -> Knock | None:
+    def _renumbered(self, guest: str, target: _Target | None) -> Knock | None:
         """Who it is whose port the kernel changed, as another flow of the guest has it here."""
-        target = original_destination(client)
-        for knock in self._coming.values():
-            if knock.syn.guest == guest and (knock.syn.address, knock.syn.port) == target:
+        for (end, wanted), knock in self._coming.items():
+            if end[0] == guest and wanted == target:
                 return knock
         return None
 
@@ -184,15 +187,16 @@ class Door:
 _DOORS = {version: str(address) for version, address in DOOR_ADDRESSES.items()}
 
 
-def _guest_end(knock: Knock) -> tuple[str, int]:
-    return knock.syn.guest, knock.syn.guest_port
+def _ends(knock: Knock) -> _Ends:
+    syn = knock.syn
+    return (syn.guest, syn.guest_port), (syn.address, syn.port)
 
 
 def _version(each: socket.socket) -> int:
     return 4 if each.family == socket.AF_INET else 6
 
 
-def original_destination(client: socket.socket) -> tuple[Address, int] | None:
+def original_destination(client: socket.socket) -> _Target | None:
     """Where a connection was to go (SO_ORIGINAL_DST)."""
     try:
         if client.family == socket.AF_INET:
@@ -203,7 +207,7 @@ def original_destination(client: socket.socket) -> tuple[Address, int] | None:
 
 
 @lru_cache(1024)
-def _endpoint(raw: bytes) -> tuple[Address, int]:
+def _endpoint(raw: bytes) -> _Target:
     """A `struct sockaddr_in` or `sockaddr_in6`."""
     address = IPv4Address(raw[4:8]) if len(raw) == 16 else IPv6Address(raw[8:24])
     return address, int.from_bytes(raw[2:4], "big")
