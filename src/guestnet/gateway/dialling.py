@@ -126,7 +126,14 @@ class Dialling:
         self._open[server] = address
 
     def _answered(self, server: socket.socket, events: int) -> None:
-        code = _failure(server) if events & _FAILED else 0
+        if not events & select.EPOLLOUT:
+            # Not connected: an ICMP error came while the kernel was busy with the socket, and waits
+            # beside it (tcp_v4_err); without one it is still trying.
+            code = server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code:
+                return
+        else:
+            code = _failure(server) if events & _FAILED else 0
         if not code:
             self._finish(Reached(server, self._open.pop(server), events))
             return
