@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from ..kernel.interface import Site
 from ..model import Attachment
 from ..policy import Places, has_names
+from ..ruleset.names import DOOR_ADDRESSES
 from .installed import read_policy
 from .ledger import Ledger
 
@@ -26,7 +27,7 @@ class Moment:
     def _around(self) -> Places:
         """The machine's addresses, and where guests' are."""
         return Places(
-            host=self._site.outlook.surroundings().addresses,
+            host=self._site.outlook.surroundings().addresses | set(DOOR_ADDRESSES.values()),
             # What one network's pool leaves out may be another's pool.
             guests=tuple(
                 part for places in self._ledger.network_places() for part in places.counted

@@ -22,6 +22,7 @@ from ..model import Attachment, Decision, NetworkSpec
 from ..naming import read_upstream
 from ..plan import SetPlaces
 from ..policy import Places, Policy, has_names
+from ..ruleset.names import DOOR_ADDRESSES
 from .installed import read_policy
 from .ledger import Ledger
 from .pins import Pins
@@ -158,7 +159,8 @@ class Relays:
         gateway.set_network(spec, upstreams, relays_all=self._site.relays_all)
 
     def _tell_places(self, gateway: Gateway) -> None:
-        host = {*self._site.outlook.surroundings().addresses, *self._ledger.gateways()}
+        around = self._site.outlook.surroundings().addresses
+        host = {*around, *self._ledger.gateways(), *DOOR_ADDRESSES.values()}
         counted = [part for each in self._ledger.network_places() for part in each.counted]
         self._pins.places = Places(host=frozenset(host), guests=tuple(counted))
         gateway.set_places(sorted(host, key=str), counted)

@@ -32,8 +32,9 @@ TABLE = 0x676E74
 #: After the local table (0), before VPNs' rules, which send what lacks their own mark elsewhere.
 PRIORITY = 231
 
-#: A kernel without the family has no rules of it.
+#: A kernel without the family has no rules of it, and no routes where IPv6 is turned off.
 _NO_FAMILY = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+_MISSING: dict[int, tuple[int, ...]] = {AF_INET: _NO_FAMILY, AF_INET6: (*_NO_FAMILY, errno.EACCES)}
 #: By the mark, and by themselves.
 _DELIVERED: dict[int, tuple[IPv4Network | IPv6Network, IPv4Address | IPv6Address]] = {
     AF_INET: (IPv4Network("0.0.0.0/0"), DOOR_ADDRESSES[4]),
@@ -54,9 +55,10 @@ def unsteer(route: NetlinkSocket) -> None:
 def _messages(rule: int, way: int) -> Iterable[Message]:
     new = rule == _RTM_NEWRULE
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL if new else 0
-    fine = (errno.EEXIST, *_NO_FAMILY) if new else (errno.ENOENT, errno.ESRCH, *_NO_FAMILY)
+    stands = (errno.EEXIST,) if new else (errno.ENOENT, errno.ESRCH)
     loopback = if_nametoindex("lo")
     for family, (everything, door) in _DELIVERED.items():
+        fine = (*stands, *_MISSING[family])
         # The route first: a mark without one would go on to the next table.
         kind, call = RTN_LOCAL if new else 0, "RTM_NEWROUTE" if new else "RTM_DELROUTE"
         body = _ROUTE.pack(family, 0, 0, 0, 0, RTPROT_GUESTNET, _RT_SCOPE_HOST, kind, 0)

@@ -74,13 +74,15 @@ KNOCKING = (
     meta l4proto tcp goto refuse_egress
   }}
   chain let_in {{
-    type nat hook output priority -100; policy accept;
+    type nat hook output priority -102; policy accept;
     {_MARKED} oifname "lo" meta l4proto tcp {UNTOLD} \
 dnat ip to {DOOR_ADDRESSES[4]} : meta mark map @{KNOCK_DOOR}
     {_MARKED} oifname "lo" meta l4proto tcp {UNTOLD} \
 dnat ip6 to {DOOR_ADDRESSES[6]} : meta mark map @{KNOCK_DOOR}
   }}
   chain from_gateway {{
+    oifname "lo" ip saddr . ip saddr != @live4 drop
+    oifname "lo" ip6 saddr . ip6 saddr != @live6 drop
     oifname "lo" ip daddr {DOOR_ADDRESSES[4]} ct status dnat accept
     oifname "lo" ip6 daddr {DOOR_ADDRESSES[6]} ct status dnat accept
     meta oifgroup {NOT_POLICED} drop

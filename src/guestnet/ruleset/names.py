@@ -30,7 +30,7 @@ NOT_POLICED = f"and {GROUP_POLICED_MASK:#x} != {GROUP_ROUTED:#x}"
 MARK_ASKED, MARK_TAKEN, MARK_ANSWER = 0xE6, 0xE7, 0xE8
 
 #: What a worker of the gateway writes about guests' connections bears this mark and its number.
-MARK_WORKER, MARK_WORKER_MASK, MOST_WORKERS = 0xD0, 0xF0, 16
+MARK_WORKER, MARK_WORKER_MASK, MOST_WORKERS = 0xD0, 0xFFFFFFF0, 16
 #: The first of the nfnetlink_log groups at which guests' connections knock, and their number.
 KNOCK_GROUP, KNOCK_GROUPS = 0x6750, 16
 #: Where guests' connections are let in: local here, and nobody's anywhere else (unassigned ones of
