@@ -8,7 +8,8 @@
    connection tracking give it to that worker's door. Everything else of the flow takes that way by
    its entry, like that of any redirected flow.
 3. Or it is the refusal: a reset, or the ICMP error that the worker was told. Nothing else of a
-   worker's mark passes (*from_gateway*).
+   worker's mark passes (*from_gateway*), and nothing in the name of who has not knocked of late or
+   to him: what others are about to open is not a worker's to take.
 
 What is no SYN and belongs to no flow gets the reset of a closed port.
 """
@@ -39,6 +40,8 @@ KNOCK_DOOR = "knock_door"
 _MARKED = f"meta mark & {MARK_WORKER_MASK:#x} == {MARK_WORKER:#x}"
 _FLOOD = f"limit rate over {KNOCKS_PER_SECOND}/second burst {KNOCKS_BURST} packets counter"
 _SET = f"size {SHARES_SIZE}; flags dynamic,timeout; timeout 1m"
+#: Longer than a worker may take to answer.
+_RECENTLY = f"size {SHARES_SIZE}; flags dynamic,timeout; timeout 2m"
 _GROUPS = ", ".join(f"{i} : goto knock{i}" for i in range(KNOCK_GROUPS))
 
 
@@ -60,12 +63,16 @@ KNOCKING = (
     f"""
   set knocking4 {{ type ipv4_addr; {_SET}; }}
   set knocking6 {{ type ipv6_addr; {_SET}; }}
+  set knocked4 {{ type ipv4_addr; {_RECENTLY}; }}
+  set knocked6 {{ type ipv6_addr; {_RECENTLY}; }}
   map {KNOCK_DOOR} {{ type mark : inet_service; }}
 """
     + "".join(map(_of_group, range(KNOCK_GROUPS)))
     + f"""  chain knocked {{
     update @knocking4 {{ ip saddr {_FLOOD} }} drop
     update @knocking6 {{ ip6 saddr {_FLOOD} }} drop
+    update @knocked4 {{ ip saddr }}
+    update @knocked6 {{ ip6 saddr }}
     {_spread("ip")}
     {_spread("ip6")}
     drop
@@ -83,13 +90,17 @@ dnat ip6 to {DOOR_ADDRESSES[6]} : meta mark map @{KNOCK_DOOR}
   chain from_gateway {{
     oifname "lo" ip saddr . ip saddr != @live4 drop
     oifname "lo" ip6 saddr . ip6 saddr != @live6 drop
+    oifname "lo" ip saddr != @knocked4 drop
+    oifname "lo" ip6 saddr != @knocked6 drop
     oifname "lo" ip daddr {DOOR_ADDRESSES[4]} ct status dnat accept
     oifname "lo" ip6 daddr {DOOR_ADDRESSES[6]} ct status dnat accept
     meta oifgroup {NOT_POLICED} drop
     ip daddr . ip daddr != @live4 counter name unleased drop
     ip6 daddr . ip6 daddr != @live6 counter name unleased drop
+    ip daddr != @knocked4 drop
+    ip6 daddr != @knocked6 drop
     tcp flags & (syn | rst) == rst accept
-    icmp type destination-unreachable accept
+    icmp type destination-unreachable icmp code != frag-needed accept
     icmpv6 type destination-unreachable accept
     drop
   }}
