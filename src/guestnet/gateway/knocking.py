@@ -26,7 +26,7 @@ _Ends = tuple[tuple[str, int], _Target | None]
 #: Heard or let in at a time before others get their turn.
 TURN = 64
 #: How long one that was let in may take to come: the kernel answers it a few times meanwhile.
-COMING_S = 5.0
+COMING_S = 10.0
 _MESSAGE_BYTES = 4096
 #: linux/netfilter_ipv4.h, netfilter_ipv6/ip6_tables.h
 _SO_ORIGINAL_DST = 80
@@ -90,11 +90,20 @@ class Door:
     # -- who knocks --------------------------------------------------------------------------
 
     def _hear(self, log: socket.socket, _events: int = 0) -> None:
+        heard_all = False
+        try:
+            heard_all = self._hear_some(log)
+        finally:
+            if not heard_all:
+                self._reactor.go_on(self._hear, log)
+
+    def _hear_some(self, log: socket.socket) -> bool:
+        """Take as many as there are in a turn; whether that was all."""
         for _turn in range(TURN):
             try:
                 data = log.recv(_MESSAGE_BYTES)
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
                 if error.errno in (errno.ENOBUFS, errno.EINTR):
                     continue  # some were lost, which guests repeat
@@ -103,7 +112,7 @@ class Door:
                 syn = read_syn(packet)
                 if syn is not None:
                     self._take(syn)
-        self._reactor.go_on(self._hear, log)
+        return False
 
     def _take(self, syn: Syn) -> None:
         known = self._knocks.get(syn.ends)

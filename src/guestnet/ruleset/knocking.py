@@ -9,7 +9,9 @@
    its entry, like that of any redirected flow.
 3. Or it is the refusal: a reset, or the ICMP error that the worker was told. Nothing else of a
    worker's mark passes (*from_gateway*), and nothing in the name of who has not knocked of late or
-   to him: what others are about to open is not a worker's to take.
+   to him: what others are about to open is not a worker's to take. A refusal is of no connection, so
+   it is not tracked: other tools drop what is invalid. Where they give a connection's mark back to its
+   packets, the door's own answers bear a worker's mark.
 
 What is no SYN and belongs to no flow gets the reset of a closed port.
 """
@@ -24,6 +26,7 @@ from .names import (
     MARK_WORKER,
     MARK_WORKER_MASK,
     NOT_POLICED,
+    POLICED,
     TABLE,
 )
 from .telling import SHARES_SIZE, UNTOLD
@@ -31,7 +34,7 @@ from .telling import SHARES_SIZE, UNTOLD
 #: Bytes of a SYN that are read: the longest headers of IPv6 and TCP.
 SYN_BYTES = 100
 #: SYNs of one guest in a second that are looked at, and how many at once after a rest.
-KNOCKS_PER_SECOND, KNOCKS_BURST = 4000, 4000
+KNOCKS_PER_SECOND, KNOCKS_BURST = 4000, 2000
 #: What it says depends on whether there is a gateway.
 KNOCK = "knock"
 #: The map of workers' marks and doors.
@@ -87,7 +90,13 @@ dnat ip to {DOOR_ADDRESSES[4]} : meta mark map @{KNOCK_DOOR}
     {_MARKED} oifname "lo" meta l4proto tcp {UNTOLD} \
 dnat ip6 to {DOOR_ADDRESSES[6]} : meta mark map @{KNOCK_DOOR}
   }}
+  chain untracked_refusals {{
+    type filter hook output priority raw; policy accept;
+    {_MARKED} meta oifgroup {POLICED} notrack
+  }}
   chain from_gateway {{
+    meta oifgroup {POLICED} ip saddr {DOOR_ADDRESSES[4]} ct direction reply goto to_guest
+    meta oifgroup {POLICED} ip6 saddr {DOOR_ADDRESSES[6]} ct direction reply goto to_guest
     oifname "lo" ip saddr . ip saddr != @live4 drop
     oifname "lo" ip6 saddr . ip6 saddr != @live6 drop
     oifname "lo" ip saddr != @knocked4 drop
