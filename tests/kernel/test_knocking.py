@@ -6,7 +6,9 @@ What a guest gets to see of another end that is not there is in `test_nobody_the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -22,6 +24,7 @@ import pytest
 from ends import RESET
 from guestnet.gateway.relaying import GUEST_FLOWS
 from guestnet.host import Host
+from guestnet.ruleset.names import DOOR_ADDRESSES
 from lab import processes
 from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER
 from lab.caller import AF, request
@@ -29,7 +32,7 @@ from lab.netns import Namespace
 from lab.servers import BANNER
 from lab.waiting import PATIENCE_S, eventually
 from lab.world import World
-from packets import TCP, Packet
+from packets import TCP, Packet, checksum
 from stage import Guest, GuestOf, Stage, at_once, of, refused
 
 pytestmark = pytest.mark.root
@@ -46,6 +49,10 @@ WORKERS = 2
 #: SYNs of one that floods: more than are looked at, and more than it may have flows.
 FLOOD = 30_000
 _SYN_ACK = 0x12
+#: linux/sockios.h, ethtool.h
+_SIOCETHTOOL, _SET_TX_CHECKSUM = 0x8946, 0x17
+#: Room for three addresses (RFC 791).
+_RECORD_ROUTE = bytes([7, 15, 4]) + bytes(13)
 _WEB = f"""
 table ip lab_web {{
   chain prerouting {{ type nat hook prerouting priority -100; tcp dport {WEB} dnat to :80; }}
@@ -257,6 +264,76 @@ def test_a_server_that_speaks_and_leaves_before_the_guest_is_there(
             else:
                 with pytest.raises(ConnectionResetError):
                     stream.recv(99)
+
+
+@BOTH
+@pytest.mark.parametrize("offload", [0, 1])
+def test_sums_may_be_left_to_the_card(
+    stage: Stage, guest_of: GuestOf, offload: int, version: int
+) -> None:
+    """The device of a guest's namespace takes them, as a TAP with a virtio header does."""
+    guest, address = guest_of(f"allow@{NAME}"), of(ALLOWED, version)
+    with guest.namespace.enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        value = ctypes.create_string_buffer(struct.pack("=II", _SET_TX_CHECKSUM, offload))
+        request = struct.pack("16sP16x", b"eth0", ctypes.addressof(value))
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+    guest.ask(NAME, RTYPE[version])
+    with guest.connect(address, BANNER) as stream:
+        assert stream.recv(99) == f"220 {ALLOWED.label}\r\n".encode()
+    with pytest.raises(ConnectionRefusedError):
+        guest.connect(address, PLAIN)
+
+
+def test_options_of_ipv4_stay_with_the_guest(stage: Stage, guest_of: GuestOf) -> None:
+    """A connection is one of its own outside, and its guest is not asked by which way."""
+    guest = guest_of(f"allow@{NAME}")
+    guest.ask(NAME)
+    with guest.namespace.enter(), socket.socket() as stream:
+        stream.settimeout(PATIENCE_S)
+        stream.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, _RECORD_ROUTE)
+        stream.connect((str(ALLOWED.ipv4), BANNER))
+        assert stream.recv(99) == f"220 {ALLOWED.label}\r\n".encode()
+
+
+def test_a_guest_does_not_choose_the_way_of_what_is_written_for_it(
+    stage: Stage, guest_of: GuestOf
+) -> None:
+    """Where the host takes source routes; its own would go by no policy."""
+    guest = guest_of(f"allow@{NAME}")
+    guest.ask(NAME)
+    for each in ("all", "lo"):
+        stage.world.site.sysctl(f"ipv4.conf.{each}.accept_source_route", 1)
+    (plain,) = Packet(guest.own(4), of(ALLOWED, 4), TCP, PLAIN, 30_000, "syn").ip_packets()
+    head = bytearray(b"\x47" + plain[1:20] + bytes([131, 7, 4]) + of(FORBIDDEN, 4).packed + b"\0")
+    head[2:4] = struct.pack("!H", len(plain) + 8)
+    head[10:12] = bytes(2)
+    head[10:12] = struct.pack("!H", checksum(bytes(head)))
+    elsewhere = f"ip daddr {FORBIDDEN.ipv4} counter drop"
+    with (
+        guest.namespace.enter(),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as heard,
+        listening(stage.world, of(ALLOWED, 4), PLAIN),
+        raw(guest, 4) as wire,
+        rules(stage.world.internet, elsewhere),
+    ):
+        heard.settimeout(PATIENCE_S)
+        wire.sendto(bytes(head) + plain[20:], (str(ALLOWED.ipv4), 0))
+        assert segment(heard.recv(4096), 4)[3] == 30_001
+        listed = stage.world.internet.run(["nft", "list", "table", "inet", "lab"]).stdout
+        assert "counter packets 0" in listed
+
+
+@BOTH
+def test_the_doors_themselves_are_no_way_in(stage: Stage, guest_of: GuestOf, version: int) -> None:
+    """Not even if a policy allows their addresses."""
+    address = DOOR_ADDRESSES[version]
+    guest = guest_of(f"allow@{address}" if version == 4 else f"allow@[{address}]")
+    gateway = stage.host._relays.gateway
+    assert gateway is not None
+    for port in gateway.doors.relay_tcp:
+        with at_once(), pytest.raises(ConnectionRefusedError):
+            guest.connect(address, port)
+    assert {each.verdict for each in guest.told(WORKERS, kind="flow")} == {"deny"}
 
 
 # -- who asks again, or does not wait ----------------------------------------------------------

@@ -28,7 +28,8 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 #: What Linux sends: MSS 1460, SACK, timestamps, window scale 7.
 OPTIONS = bytes.fromhex("020405b4 0402 080a 00112233 00000000 01 030307")
 TCP, ICMP, ICMP6, HOP_BY_HOP, FRAGMENT = 6, 1, 58, 0, 44
-ROUTER_ALERT = bytes.fromhex("94040000")
+#: RFC 2113 and 791.
+ROUTER_ALERT, LOOSE_ROUTE = bytes.fromhex("94040000"), bytes.fromhex("830704 97650145 00")
 
 
 def summed(data: bytes) -> int:
@@ -152,6 +153,12 @@ def test_data_is_cut_off(version: int, size: int) -> None:
     """As of TCP Fast Open (RFC 7413): the guest sends it again."""
     bare, more = packet(version, segment()), packet(version, segment(data=bytes(range(250)) * 4))
     assert read(more[: len(bare) + size]).packet == read(bare).packet
+
+
+@pytest.mark.parametrize("options", [ROUTER_ALERT, LOOSE_ROUTE, bytes([1]) * 40])
+def test_options_of_ipv4_are_cut_off(options: bytes) -> None:
+    """By them a guest could have the host send it elsewhere than to the door."""
+    assert read(packet(4, segment(), options=options)).packet == read(packet(4, segment())).packet
 
 
 @VERSIONS

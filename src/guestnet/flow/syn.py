@@ -34,13 +34,13 @@ class Syn:
         self, packet: bytes, guest: str, address: Address, ends: bytes, service_class: int
     ) -> None:
         self.packet = packet
-        """As it is sent on: without data, its checksums complete."""
+        """As it is sent on: without IPv4's options and data, its checksums complete."""
         self.guest = guest
         self.address = address
         self.ends = ends
         """Both addresses and ports: what it shares with its repetitions."""
         self.guest_port, self.port, self.number = _PORTS.unpack_from(
-            packet, HEAD_BYTES[6] if address.version == 6 else (packet[0] & 15) * 4
+            packet, HEAD_BYTES[address.version]
         )
         self.service_class = service_class
         """DSCP in the upper six bits."""
@@ -77,9 +77,9 @@ def _read_ipv4(packet: bytes) -> Syn | None:
     segment = _segment(packet, at, packet[12:16], packet[16:20])
     if segment is None:
         return None
-    head = (
-        packet[:2] + struct.pack("!H", at + len(segment)) + packet[4:10] + b"\0\0" + packet[12:at]
-    )
+    # Its options stay here: one of them says which way it is to go (RFC 791), and no rule is asked.
+    size = struct.pack("!H", HEAD_BYTES[4] + len(segment))
+    head = b"\x45" + packet[1:2] + size + packet[4:10] + b"\0\0" + packet[12:20]
     head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
     ends = packet[12:20] + packet[at : at + 4]
     guest = inet_ntop(AF_INET, packet[12:16])
