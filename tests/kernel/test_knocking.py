@@ -15,13 +15,15 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import pytest
 
 from ends import RESET
+from guestnet.address import is_synthetic
 from guestnet.gateway.relaying import GUEST_FLOWS
 from guestnet.host import Host
 from guestnet.ruleset.names import DOOR_ADDRESSES
@@ -84,6 +86,9 @@ def stage(
             )
         )
         host.create_network({"name": "plain", "dns": [str(a) for a in RESOLVER.addresses]})
+        pools = {"ipv4": "10.99.0.0/16", "ipv6": "fd42:6d73:30::/48"}
+        resolvers = [str(a) for a in RESOLVER.addresses]
+        host.create_network({"name": "synthetic", "dns": resolvers, "synthetic": True, **pools})
         made = Stage(world, host, rootless=rootless)
         with made.guest(f"allow@{NAME}"):
             pass  # the gateway runs from the first guest on, and is no test's leftover
@@ -101,6 +106,15 @@ def pids(host: Host) -> tuple[int, ...]:
 def descriptors(host: Host) -> list[int]:
     """How many each worker has open."""
     return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids(host)]
+
+
+def at_rest(host: Host) -> list[int]:
+    """The same as soon as it does not change: what was closed before is gone."""
+    found: list[list[int]] = []
+    while len(found) < 4 or found[-1] != found[-4]:
+        found.append(descriptors(host))
+        time.sleep(0.02)
+    return found[-1]
 
 
 @contextlib.contextmanager
@@ -197,6 +211,24 @@ def test_connecting_fails_until_a_server_listens(
             guest.connect(address, port).close()
     told = guest.told(6, kind="flow", reason="upstream: ECONNREFUSED")
     assert {(each.verdict, each.name) for each in told} == {("allow", NAME)}
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["reject with tcp reset", "reject with icmpx host-unreachable"])
+def test_a_name_s_own_address_leads_where_any_of_the_name_s_leads(
+    stage: Stage, guest_of: GuestOf, how: str, version: int
+) -> None:
+    """The gateway tries them all before it answers."""
+    guest = guest_of(f"allow@{NAME}", "synthetic")
+    address = ip_address(guest.addresses(NAME, RTYPE[version])[0])
+    assert is_synthetic(address)
+    closed = [f"{word} daddr {{}} tcp dport {BANNER} {how}" for word in ("ip", "ip6")]
+    both = [each.format(of(ALLOWED, v)) for each, v in zip(closed, (4, 6), strict=True)]
+    with rules(stage.world.internet, *both), pytest.raises(OSError, match=r"refused|route to host"):
+        guest.connect(address, BANNER)
+    for one in both:
+        with rules(stage.world.internet, one), guest.connect(address, BANNER) as stream:
+            assert stream.recv(99) == f"220 {ALLOWED.label}\r\n".encode()
 
 
 @BOTH
@@ -356,7 +388,7 @@ def test_a_request_that_is_repeated_is_dialled_once_and_answered_as_it_was_last(
         raw(guest, version) as wire,
     ):
         heard.settimeout(PATIENCE_S)
-        before = descriptors(stage.host)
+        before = at_rest(stage.host)
         with rules(stage.world.internet, f"tcp dport {PLAIN} drop"):
             send(wire, syns[0])
             eventually(lambda: is_dialled(stage.host, before))
@@ -387,7 +419,7 @@ def test_who_is_let_in_and_does_not_come_leaves_nothing(
     """One has closed its socket meanwhile, one never finishes the handshake."""
     guest, address = guest_of(f"allow@{NAME}"), of(ALLOWED, version)
     guest.ask(NAME, RTYPE[version])
-    before = descriptors(stage.host)
+    before = at_rest(stage.host)
     with listening(stage.world, address, PLAIN) as listener, raw(guest, version) as wire:
         silenced = rules(stage.world.internet, f"tcp dport {PLAIN} drop")
         with silenced, asking(guest, address, PLAIN):
@@ -405,6 +437,46 @@ def test_who_is_let_in_and_does_not_come_leaves_nothing(
 
 
 @BOTH
+@PORTS
+def test_who_waits_when_its_policy_is_changed_is_refused(
+    stage: Stage, guest_of: GuestOf, port: int, version: int
+) -> None:
+    """At once, where its name was known, and it may still say one that is allowed where not."""
+    guest, address = guest_of(f"allow@{NAME}"), of(ALLOWED, version)
+    guest.ask(NAME, RTYPE[version])
+    before = at_rest(stage.host)
+    with (
+        rules(stage.world.internet, f"tcp dport {port} drop"),
+        asking(guest, address, port) as stream,
+    ):
+        eventually(lambda: is_dialled(stage.host, before))
+        stage.host.set_policy(guest.id, f"allow@{FORBIDDEN.name}")
+        if port == PLAIN:
+            with at_once():
+                assert outcome(stream) == errno.ECONNREFUSED
+            assert guest.decided_once(kind="flow").reason == "the policy was changed"
+            eventually(lambda: sum(descriptors(stage.host)) <= sum(before))
+    if port == SPEAKING:
+        with listening(stage.world, address, port), refused():
+            guest.say(address, port, request(NAME))
+
+
+@BOTH
+def test_what_a_guest_that_is_detached_has_asked_for_is_given_up(
+    stage: Stage, version: int
+) -> None:
+    address = of(ALLOWED, version)
+    before = at_rest(stage.host)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rules(stage.world.internet, f"tcp dport {PLAIN} drop"))
+        with stage.guest(f"allow@{NAME}") as guest:
+            guest.ask(NAME, RTYPE[version])
+            stack.enter_context(asking(guest, address, PLAIN))
+            eventually(lambda: is_dialled(stage.host, before))
+        eventually(lambda: sum(descriptors(stage.host)) <= sum(before))
+
+
+@BOTH
 def test_connections_from_one_port_come_to_their_own_ends(
     stage: Stage, guest_of: GuestOf, version: int
 ) -> None:
@@ -415,7 +487,7 @@ def test_connections_from_one_port_come_to_their_own_ends(
     servers = {ALLOWED.label: of(ALLOWED, version), FORBIDDEN.label: of(FORBIDDEN, version)}
     with contextlib.ExitStack() as stack:
         streams: list[tuple[str, socket.socket]] = []
-        before = descriptors(stage.host)
+        before = at_rest(stage.host)
         with rules(stage.world.internet, f"tcp dport {BANNER} drop"):
             for port in range(41_000, 41_012):
                 for label, address in servers.items():
@@ -441,7 +513,7 @@ def test_a_flood_of_requests_is_bounded_and_nobody_else_s_harm(
 ) -> None:
     other = guest_of(f"allow@{NAME}")
     address = of(ALLOWED, version)
-    before = descriptors(stage.host)
+    before = at_rest(stage.host)
     most = list(before)
     with rules(stage.world.internet, f"tcp dport {PLAIN} drop"):
         with stage.guest(f"allow@{NAME}:tcp:{PLAIN}") as flooder:
@@ -491,7 +563,7 @@ def test_who_waits_while_the_gateway_is_killed_gets_in_by_the_next(
     address = of(ALLOWED, version)
     with own.guest(f"allow@{NAME}") as guest, listening(own.world, address, port) as listener:
         guest.ask(NAME, RTYPE[version])
-        before = descriptors(own.host)
+        before = at_rest(own.host)
         with contextlib.ExitStack() as stack:
             with rules(own.world.internet, f"tcp dport {port} drop"):
                 stream = stack.enter_context(asking(guest, address, port))
@@ -514,7 +586,7 @@ def test_who_waits_while_the_host_is_closed_is_refused_at_once(own: Stage, versi
     address = of(ALLOWED, version)
     with own.guest(f"allow@{NAME}") as guest:
         guest.ask(NAME, RTYPE[version])
-        before = descriptors(own.host)
+        before = at_rest(own.host)
         with rules(own.world.internet, f"tcp dport {PLAIN} drop"):
             with asking(guest, address, PLAIN) as stream:
                 eventually(lambda: is_dialled(own.host, before))
