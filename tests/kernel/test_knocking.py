@@ -28,7 +28,7 @@ from guestnet.gateway.relaying import GUEST_FLOWS
 from guestnet.host import Host
 from guestnet.ruleset.names import DOOR_ADDRESSES
 from lab import processes
-from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER
+from lab.addresses import ALLOWED, FORBIDDEN, RESOLVER, UPLINK
 from lab.caller import AF, request
 from lab.netns import Namespace
 from lab.servers import BANNER
@@ -583,15 +583,31 @@ def test_who_waits_while_the_gateway_is_killed_gets_in_by_the_next(
 
 @BOTH
 def test_who_waits_while_the_host_is_closed_is_refused_at_once(own: Stage, version: int) -> None:
-    address = of(ALLOWED, version)
+    address, namespace = of(ALLOWED, version), own.world.guest
+    attached = own.host.attach("vm", netns=namespace.path, network="plain", policy=f"allow@{NAME}")
+    guest = Guest(own, attached, namespace)
+    guest.ask(NAME, RTYPE[version])
+    before = at_rest(own.host)
+    with (
+        rules(own.world.internet, f"tcp dport {PLAIN} drop"),
+        asking(guest, address, PLAIN) as stream,
+    ):
+        eventually(lambda: is_dialled(own.host, before))
+        own.host.close()
+        with at_once():
+            assert outcome(stream) == errno.ECONNREFUSED
+    for server in (ALLOWED, FORBIDDEN):
+        with at_once(), pytest.raises(ConnectionRefusedError):
+            guest.connect(of(server, version), PLAIN)
+
+
+def test_a_host_that_looks_where_packets_come_from(own: Stage) -> None:
+    """By a strict reverse-path filter (RFC 3704), as some distributions have it on."""
+    for each in ("all", "default", "lo", UPLINK):
+        own.world.site.sysctl(f"ipv4.conf.{each}.rp_filter", 1)
     with own.guest(f"allow@{NAME}") as guest:
-        guest.ask(NAME, RTYPE[version])
-        before = at_rest(own.host)
-        with rules(own.world.internet, f"tcp dport {PLAIN} drop"):
-            with asking(guest, address, PLAIN) as stream:
-                eventually(lambda: is_dialled(own.host, before))
-                with at_once():
-                    own.host._relays.close()
-                    assert outcome(stream) == errno.ECONNREFUSED
-            with at_once(), pytest.raises(ConnectionRefusedError):
-                guest.connect(address, PLAIN)
+        guest.ask(NAME)
+        with guest.connect(of(ALLOWED, 4), BANNER) as stream:
+            assert stream.recv(99) == f"220 {ALLOWED.label}\r\n".encode()
+        with pytest.raises(ConnectionRefusedError):
+            guest.connect(of(ALLOWED, 4), PLAIN)
