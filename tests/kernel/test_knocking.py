@@ -50,7 +50,7 @@ PORTS = pytest.mark.parametrize("port", [PLAIN, SPEAKING], ids=["plain", "speaki
 WORKERS = 2
 #: SYNs of one that floods: more than are looked at, and more than it may have flows.
 FLOOD = 30_000
-_SYN_ACK = 0x12
+_RST, _SYN_ACK = 0x04, 0x12
 #: linux/sockios.h, ethtool.h
 _SIOCETHTOOL, _SET_TX_CHECKSUM = 0x8946, 0x17
 #: Room for three addresses (RFC 791).
@@ -132,7 +132,8 @@ def rules(namespace: Namespace, *said: str) -> Iterator[None]:
 def listening(world: World, address: Address, port: int) -> Iterator[socket.socket]:
     """A server of the test's own."""
     with world.internet.enter():
-        listener = socket.create_server((str(address), port), family=AF[address.version])
+        where = (str(address), port)
+        listener = socket.create_server(where, family=AF[address.version], backlog=4096)
     with listener:
         listener.settimeout(PATIENCE_S)
         yield listener
@@ -403,7 +404,6 @@ def test_a_request_that_is_repeated_is_dialled_once_and_answered_as_it_was_last(
         listener.settimeout(0.2)
         with pytest.raises(TimeoutError):
             listener.accept()
-        guest.decided_once(kind="flow")
 
 
 def segment(data: bytes, version: int) -> tuple[int, ...]:
@@ -504,19 +504,45 @@ def test_connections_from_one_port_come_to_their_own_ends(
     assert heard == [(label, f"220 {label}\r\n") for label, _ in streams]
 
 
+@BOTH
+def test_what_belongs_to_no_connection_is_reset(
+    stage: Stage, guest_of: GuestOf, version: int
+) -> None:
+    guest, address = guest_of(f"allow@{NAME}"), of(ALLOWED, version)
+    guest.ask(NAME, RTYPE[version])
+    with (
+        guest.namespace.enter(),
+        socket.socket(AF[version], socket.SOCK_RAW, socket.IPPROTO_TCP) as heard,
+        raw(guest, version) as wire,
+    ):
+        heard.settimeout(PATIENCE_S)
+        send(wire, Packet(guest.own(version), address, TCP, BANNER, 30_000, "ack"))
+        answer = segment(heard.recv(4096), version)
+    assert (answer[0], answer[1], answer[5]) == (BANNER, 31_024, _RST)
+    assert guest.arrivals(port=BANNER) == []
+
+
 # -- who asks for very many --------------------------------------------------------------------
 
 
 @BOTH
+@pytest.mark.parametrize("end", ["silent", "open"])
 def test_a_flood_of_requests_is_bounded_and_nobody_else_s_harm(
-    stage: Stage, guest_of: GuestOf, version: int
+    stage: Stage, guest_of: GuestOf, end: str, version: int
 ) -> None:
+    """Where the other end is silent they wait, else they are let in and never come."""
     other = guest_of(f"allow@{NAME}")
     address = of(ALLOWED, version)
     before = at_rest(stage.host)
     most = list(before)
-    with rules(stage.world.internet, f"tcp dport {PLAIN} drop"):
-        with stage.guest(f"allow@{NAME}:tcp:{PLAIN}") as flooder:
+    with (
+        listening(stage.world, address, PLAIN),
+        rules(stage.world.internet, f"tcp dport {PLAIN} {'drop' if end == 'silent' else 'accept'}"),
+    ):
+        with (
+            stage.guest(f"allow@{NAME}:tcp:{PLAIN}") as flooder,
+            rules(flooder.namespace, f"tcp sport {PLAIN} drop"),
+        ):
             flooder.ask(NAME, RTYPE[version])
             flood = threading.Thread(target=flood_from, args=(flooder, address))
             flood.start()
