@@ -8,8 +8,8 @@
    connection tracking give it to that worker's door. Everything else of the flow takes that way by
    its entry, like that of any redirected flow.
 3. Or it is the refusal: a reset, or the ICMP error that the worker was told. Nothing else of a
-   worker's mark passes (*from_gateway*), and nothing in the name of who has not knocked of late or
-   to him: what others are about to open is not a worker's to take. A refusal is of no connection, so
+   worker's mark passes (*from_gateway*), and nothing in the name of, or to, who has not knocked of
+   late: what others are about to open is not a worker's to take. A refusal is of no connection, so
    it is not tracked: other tools drop what is invalid. Where they give a flow's mark back to its
    packets, the door's own answers bear a worker's mark.
 
