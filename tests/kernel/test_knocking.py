@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -411,68 +412,32 @@ def segment(data: bytes, version: int) -> tuple[int, ...]:
     return struct.unpack_from("!HHIIBB", data, at)
 
 
-@BOTH
-def test_who_is_let_in_and_does_not_come_leaves_nothing(
-    stage: Stage, guest_of: GuestOf, version: int
-) -> None:
+def test_who_is_let_in_and_does_not_come_leaves_nothing(stage: Stage, guest_of: GuestOf) -> None:
     """One has closed its socket meanwhile, one never finishes the handshake."""
-    guest, address = guest_of(f"allow@{NAME}"), of(ALLOWED, version)
-    guest.ask(NAME, RTYPE[version])
-    before = at_rest(stage.host)
-    with listening(stage.world, address, PLAIN) as listener, raw(guest, version) as wire:
-        silenced = rules(stage.world.internet, f"tcp dport {PLAIN} drop")
-        with silenced, asking(guest, address, PLAIN):
-            eventually(lambda: is_dialled(stage.host, before))
-        with rules(guest.namespace, f"tcp sport {PLAIN} tcp dport 31024 drop"):
+    guest, before = guest_of(f"allow@{NAME}"), descriptors(stage.host)
+    with contextlib.ExitStack() as stack:
+        listeners = []
+        for version in (4, 6):
+            address, dialling = of(ALLOWED, version), descriptors(stage.host)
+            guest.ask(NAME, RTYPE[version])
+            listeners.append(stack.enter_context(listening(stage.world, address, PLAIN)))
+            wire = stack.enter_context(raw(guest, version))
+            silenced = rules(stage.world.internet, f"tcp dport {PLAIN} drop")
+            with silenced, asking(guest, address, PLAIN):
+                eventually(partial(is_dialled, stage.host, dialling))
+            if version == 4:
+                deaf = f"tcp sport {PLAIN} tcp dport 31024 drop"
+                stack.enter_context(rules(guest.namespace, deaf))
             send(wire, Packet(guest.own(version), address, TCP, PLAIN, 30_000, "syn"))
+        for listener in listeners:
             for _ in range(2):
                 far, _ = listener.accept()
                 with far:
                     far.settimeout(PATIENCE_S)
                     assert far.recv(1) == b""
-            told = guest.told(2, kind="flow")
+        told = guest.told(4, kind="flow")
     assert {(each.verdict, each.reason) for each in told} == {("allow", "the client is gone")}
     eventually(lambda: sum(descriptors(stage.host)) <= sum(before))
-
-
-@BOTH
-@PORTS
-def test_who_waits_when_its_policy_is_changed_is_refused(
-    stage: Stage, guest_of: GuestOf, port: int, version: int
-) -> None:
-    """At once, where its name was known, and it may still say one that is allowed where not."""
-    guest, address = guest_of(f"allow@{NAME}"), of(ALLOWED, version)
-    guest.ask(NAME, RTYPE[version])
-    before = at_rest(stage.host)
-    with (
-        rules(stage.world.internet, f"tcp dport {port} drop"),
-        asking(guest, address, port) as stream,
-    ):
-        eventually(lambda: is_dialled(stage.host, before))
-        stage.host.set_policy(guest.id, f"allow@{FORBIDDEN.name}")
-        if port == PLAIN:
-            with at_once():
-                assert outcome(stream) == errno.ECONNREFUSED
-            assert guest.decided_once(kind="flow").reason == "the policy was changed"
-            eventually(lambda: sum(descriptors(stage.host)) <= sum(before))
-    if port == SPEAKING:
-        with listening(stage.world, address, port), refused():
-            guest.say(address, port, request(NAME))
-
-
-@BOTH
-def test_what_a_guest_that_is_detached_has_asked_for_is_given_up(
-    stage: Stage, version: int
-) -> None:
-    address = of(ALLOWED, version)
-    before = at_rest(stage.host)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(rules(stage.world.internet, f"tcp dport {PLAIN} drop"))
-        with stage.guest(f"allow@{NAME}") as guest:
-            guest.ask(NAME, RTYPE[version])
-            stack.enter_context(asking(guest, address, PLAIN))
-            eventually(lambda: is_dialled(stage.host, before))
-        eventually(lambda: sum(descriptors(stage.host)) <= sum(before))
 
 
 @BOTH

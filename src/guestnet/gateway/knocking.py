@@ -84,6 +84,7 @@ class Door:
         self._is_looking = False
         for log in doorway.knocks:
             reactor.add(log.fileno(), partial(self._hear, log), select.EPOLLIN)
+        self._doors = {_version(each): each for each in doorway.relay}
         for door in doorway.relay:
             reactor.add(door.fileno(), partial(self._accept, door), select.EPOLLIN)
 
@@ -146,6 +147,8 @@ class Door:
         except OSError:
             self.forget(knock)
             raise
+        # A guest in a namespace has answered by now: that saves it a turn.
+        self._reactor.go_on(self._accept, self._doors[version])
         if not self._is_looking:
             self._is_looking = True
             self._reactor.call_later(COMING_S, self._look)
