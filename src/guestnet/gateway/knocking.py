@@ -156,12 +156,10 @@ class Door:
     def _look(self) -> None:
         """Those that did not come are not waited for any longer."""
         now = self._reactor.now()
-        for knock in list(self._coming.values()):
-            if knock.until > now:
-                break  # they are in their order
+        for knock in [each for each in self._coming.values() if each.until <= now]:
             self.forget(knock)
             if knock.vanished is not None:
-                knock.vanished()
+                self._reactor.call_soon(knock.vanished)
         self._is_looking = bool(self._coming)
         if self._is_looking:
             self._reactor.call_later(COMING_S / 4, self._look)
