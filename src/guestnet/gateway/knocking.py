@@ -23,8 +23,8 @@ Address = IPv4Address | IPv6Address
 _Target = tuple[Address, int]
 _Ends = tuple[tuple[str, int], _Target | None]
 
-#: Heard or let in at a time before others get their turn.
-TURN = 64
+#: Heard of one group's, and let in, at a time before others get their turn.
+HEARD_TURN, LET_IN_TURN = 16, 64
 #: How long one that was let in may take to come: the kernel answers it a few times meanwhile.
 COMING_S = 10.0
 _MESSAGE_BYTES = 4096
@@ -100,7 +100,7 @@ class Door:
 
     def _hear_some(self, log: socket.socket) -> bool:
         """Take as many as there are in a turn; whether that was all."""
-        for _turn in range(TURN):
+        for _turn in range(HEARD_TURN):
             try:
                 data = log.recv(_MESSAGE_BYTES)
             except BlockingIOError:
@@ -165,7 +165,7 @@ class Door:
             self._reactor.call_later(COMING_S / 4, self._look)
 
     def _accept(self, door: socket.socket, _events: int = 0) -> None:
-        for _turn in range(TURN):
+        for _turn in range(LET_IN_TURN):
             try:
                 client, source = door.accept()
             except BlockingIOError:

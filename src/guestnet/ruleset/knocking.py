@@ -2,7 +2,8 @@
 
 1. *knock*: the SYN of a connection that is the gateway's is logged to one of `KNOCK_GROUPS` groups
    (nfnetlink_log), each of which a worker reads, and dropped. Which one follows from the flow's
-   ends: what a guest repeats comes to the same worker. Without a gateway it is refused.
+   ends: what a guest repeats comes to the same worker. A guest has a quarter of the groups, so that
+   one who floods them fills the room of that quarter. Without a gateway it is refused.
 2. The worker decides and dials. What it sends bears its mark (`MARK_WORKER`). That is the guest's
    SYN once the other end has answered, to an address of ours (`DOOR_ADDRESSES`), where *let_in* has
    connection tracking give it to that worker's door. Everything else of the flow takes that way by
@@ -34,7 +35,7 @@ from .telling import SHARES_SIZE, UNTOLD
 #: Bytes of a SYN that are read: the longest headers of IPv6 and TCP.
 SYN_BYTES = 100
 #: SYNs of one guest in a second that are looked at, and how many at once after a rest.
-KNOCKS_PER_SECOND, KNOCKS_BURST = 4000, 2000
+KNOCKS_PER_SECOND, KNOCKS_BURST = 10_000, 5000
 #: What it says depends on whether there is a gateway.
 KNOCK = "knock"
 #: The map of workers' marks and doors.
@@ -45,17 +46,29 @@ _FLOOD = f"limit rate over {KNOCKS_PER_SECOND}/second burst {KNOCKS_BURST} packe
 _SET = f"size {SHARES_SIZE}; flags dynamic,timeout; timeout 1m"
 #: Longer than a worker may take to answer.
 _RECENTLY = f"size {SHARES_SIZE}; flags dynamic,timeout; timeout 2m"
-_GROUPS = ", ".join(f"{i} : goto knock{i}" for i in range(KNOCK_GROUPS))
+#: Groups that one guest's connections are spread over.
+_GUEST_GROUPS = 4
+_PARTS = range(KNOCK_GROUPS // _GUEST_GROUPS)
 
 
-def _spread(word: str) -> str:
-    ends = f"{word} saddr . tcp sport . {word} daddr . tcp dport"
-    return f"jhash {ends} mod {KNOCK_GROUPS} vmap {{ {_GROUPS} }}"
+def _choice(what: str, chain: str, numbers: range) -> str:
+    members = ", ".join(f"{i} : goto {chain}{number}" for i, number in enumerate(numbers))
+    return f"jhash {what} mod {len(numbers)} vmap {{ {members} }}"
 
 
 def _of_group(number: int) -> str:
     return f"""  chain knock{number} {{
     log group {KNOCK_GROUP + number} snaplen {SYN_BYTES} queue-threshold 1
+    drop
+  }}
+"""
+
+
+def _of_part(part: int) -> str:
+    numbers = range(part * _GUEST_GROUPS, (part + 1) * _GUEST_GROUPS)
+    return f"""  chain knock_part{part} {{
+    {_choice("ip saddr . tcp sport . ip daddr . tcp dport", "knock", numbers)}
+    {_choice("ip6 saddr . tcp sport . ip6 daddr . tcp dport", "knock", numbers)}
     drop
   }}
 """
@@ -71,13 +84,14 @@ KNOCKING = (
   map {KNOCK_DOOR} {{ type mark : inet_service; }}
 """
     + "".join(map(_of_group, range(KNOCK_GROUPS)))
+    + "".join(map(_of_part, _PARTS))
     + f"""  chain knocked {{
     update @knocking4 {{ ip saddr {_FLOOD} }} drop
     update @knocking6 {{ ip6 saddr {_FLOOD} }} drop
     update @knocked4 {{ ip saddr }}
     update @knocked6 {{ ip6 saddr }}
-    {_spread("ip")}
-    {_spread("ip6")}
+    {_choice("ip saddr", "knock_part", _PARTS)}
+    {_choice("ip6 saddr", "knock_part", _PARTS)}
     drop
   }}
   chain {KNOCK} {{
