@@ -33,7 +33,7 @@ _SO_ORIGINAL_DST = 80
 
 
 class Knock:
-    """One connection that somebody asks for; it ends by `let_in`, `refuse` or `ignore`."""
+    """One connection that somebody asks for; it ends by `let_in`, `refuse` or `fail`."""
 
     __slots__ = ("_door", "arrived", "syn", "until", "vanished")
 

@@ -93,7 +93,7 @@ class Gateway:
 
     @property
     def doors(self) -> Doors:
-        """The ports that flows are redirected to."""
+        """The ports at which flows are taken over."""
         return doors_of(self._handed.doorways)
 
     @property

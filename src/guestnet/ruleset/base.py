@@ -14,7 +14,7 @@ A packet's way:
 4. *to_guest*: the destination address must be a live guest's, and chooses the policy's ingress
    chain, for packets from outside, from the host and from other guests.
 
-What a policy's relay chain redirects to the gateway (*handover*) arrives at the host instead
+What a policy's relay chain hands to the gateway (*handover*) arrives at the host instead
 (*handed_over*), with the guest's own source address; nobody else gets to the gateway's doors. On
 a synthetic network all that goes to addresses which stand for names does too, and in the relayed
 manner everything that may leave (`relayed`).

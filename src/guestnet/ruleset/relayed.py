@@ -10,9 +10,10 @@ asks them on the way out, this one asks on the way in, before routing:
 2. *asking* marks the packet and asks the guest's policy. A refusal is what it is elsewhere; where
    the policy says `leave`, that chain sees the mark, sets another (taken) and accepts.
    Where the gateway is to tell of refusals too, TCP is not asked about: the gateway does that.
-3. What is taken is redirected (TCP, when a connection begins) or delivered to this machine by a
-   route for its mark: datagrams to the gateway's door with their destination as it was (TPROXY),
-   echo requests to its raw sockets. Anything else is refused, as is all while there is no gateway.
+3. What is taken knocks (TCP, when a connection begins: `knocking`) or is delivered to this machine
+   by a route for its mark: datagrams to the gateway's door with their destination as it was
+   (TPROXY), echo requests to its raw sockets. Anything else is refused, as is all while there is no
+   gateway.
    Later datagrams of a flow are taken without being asked about: the gateway has decided the flow.
 
 Datagrams and echo requests to addresses that stand for names are taken in both manners.
